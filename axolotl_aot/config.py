@@ -1,0 +1,239 @@
+"""The YAML's `aot_` keys, and the translation of `rl: aot...` into what axolotl knows.
+
+axolotl's `rl:` is a closed list that its validation, data pipeline, model loader and trainer builder
+each check again. So `rl: aot` is rewritten to `rl: dpo` and `rl: aot_unpaired` to `rl: kto` before
+validation, with this package's trainer in `trainer_cls`, which is axolotl's own door for a custom
+trainer. Everything that a user can get wrong is checked here, before a model is loaded.
+
+May import `axolotl_aot.dominance` (whose tables name the options) and pydantic; not axolotl.
+"""
+
+import logging
+from collections.abc import MutableMapping
+from difflib import get_close_matches
+from enum import Enum
+from typing import Any, Literal, NamedTuple, get_args
+
+from pydantic import BaseModel, Field, ValidationError
+
+from axolotl_aot.dominance import (
+    DEFAULT_SOFT_SORT_STRENGTH,
+    DOMINANCES,
+    PENALTIES,
+    SMOOTHABLE_PENALTIES,
+    SORTS,
+)
+
+LOG = logging.getLogger(__name__)
+
+DEFAULT_BETA = 0.01  # the paper's choice
+PREFIX = "aot_"
+SCOPES = ("effective_batch", "micro_batch")
+
+
+class AOTConfigError(ValueError):
+    """A YAML that AOT cannot run as it stands; the message names key, value and remedy."""
+
+
+class AOTArgs(BaseModel):
+    """The `aot_` keys of the YAML, each with its type, range, default and description."""
+
+    aot_penalty: Literal[tuple(PENALTIES)] = Field(
+        default="logistic",
+        description="Penalty h on the difference of the quantile functions.",
+    )
+    aot_scope: Literal[SCOPES] = Field(
+        default="effective_batch",
+        description="What the sort runs over: every sample of an optimizer step, or each process's "
+        "micro-batch alone, as TRL's aot losses do.",
+    )
+    aot_dominance: Literal[tuple(DOMINANCES)] = Field(
+        default="first",
+        description="Order of the stochastic dominance that is asked for.",
+    )
+    aot_sort: Literal[tuple(SORTS)] = Field(
+        default="hard",
+        description="Exact sort, or the differentiable one of arXiv 2002.08871.",
+    )
+    aot_soft_sort_strength: float = Field(
+        default=DEFAULT_SOFT_SORT_STRENGTH,
+        gt=0,
+        description="Regularisation of `aot_sort: soft`; towards 0 it becomes the hard sort.",
+    )
+    aot_label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="Assumed share of wrong labels, for `aot_penalty: logistic`.",
+    )
+
+
+class RLType(NamedTuple):
+    """How one `rl:` of this package runs on axolotl."""
+
+    axolotl_rl: str
+    trainer_cls: str
+    settings: dict[str, Any]  # what axolotl's type asks of the YAML and AOT has an answer to
+
+
+RL_TYPES = {
+    "aot": RLType("dpo", "axolotl_aot.trainers.AOTTrainer", {}),
+    "aot_unpaired": RLType(
+        "kto", "axolotl_aot.trainers.AOTUnpairedTrainer", {"remove_unused_columns": False}
+    ),
+}
+
+# Names under which other projects know the two types.
+RL_ALIASES = {"aot_pair": "aot_unpaired", "aot_paired": "aot"}
+
+_OTHER_LOSS = "it belongs to another rl type; remove it"
+# Keys of axolotl's other RL types that AOT would have to ignore, and what to do about each.
+FOREIGN_KEYS = {
+    "dpo_loss_type": "the loss is set by aot_penalty and aot_dominance; remove it",
+    "dpo_loss_weights": "AOT has one loss, set by aot_penalty and aot_dominance; remove it",
+    "dpo_use_weighting": "weights per pair have no meaning after a sort; remove it",
+    "dpo_use_liger_kernel": "Liger's fused DPO loss is not AOT's; remove it",
+    "dpo_label_smoothing": "use aot_label_smoothing",
+    "dpo_padding_free": "TRL has switched it off; remove it",
+    "dpo_beta": "use rl_beta",
+    "kto_desirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
+    "kto_undesirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
+    "orpo_alpha": _OTHER_LOSS,
+    "simpo_gamma": _OTHER_LOSS,
+    "cpo_alpha": _OTHER_LOSS,
+}
+
+# Parallelism that cuts one sequence or one matrix over processes: never tried with AOT.
+UNTRIED_PARALLELISM = (
+    "context_parallel_size",
+    "sequence_parallel_degree",
+    "tensor_parallel_size",
+)
+
+
+def translate(cfg: MutableMapping[str, Any]) -> str | None:
+    """Check a raw axolotl config and rewrite its `rl: aot...`, in place, into what axolotl knows.
+
+    A config that was translated before (axolotl registers plugins again on Ray workers) is left as
+    it is. Returns "aot", "aot_unpaired", or None where the config asks for neither.
+
+    Raises:
+        AOTConfigError: anything wrong with an `aot_` key, or a key that AOT would have to ignore.
+    """
+    rl = active_rl(cfg) or _declared_rl(cfg)
+    if rl is None:
+        _refuse_orphans(cfg)
+        return None
+    settings(cfg)
+    _check_foreign_keys(cfg, rl)
+    _check_beta(cfg)
+    _check_parallelism(cfg)
+    target = RL_TYPES[rl]
+    for key, value in target.settings.items():
+        if cfg.get(key) not in (None, value):
+            raise AOTConfigError(f"`{key}: {cfg[key]}`: rl: {rl} needs `{key}: {value}`")
+    cfg.update(target.settings, rl=target.axolotl_rl, trainer_cls=target.trainer_cls)
+    return rl
+
+
+def active_rl(cfg: MutableMapping[str, Any]) -> str | None:
+    """Which of `RL_TYPES` a translated config runs; None for any other config."""
+    for name, rl_type in RL_TYPES.items():
+        if cfg.get("trainer_cls") == rl_type.trainer_cls:
+            return name
+    return None
+
+
+def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
+    """The config's `aot_` keys, checked, with defaults for those that are absent or empty.
+
+    Raises:
+        AOTConfigError: an unknown key, a value of the wrong type or range, or two that contradict.
+    """
+    given = {k: v for k, v in cfg.items() if str(k).startswith(PREFIX) and v is not None}
+    for key in given:
+        if key not in AOTArgs.model_fields:
+            raise AOTConfigError(f"`{key}` is not a key of axolotl-aot.{_closest(key, AOTArgs.model_fields)}")
+    try:
+        args = AOTArgs(**given)
+    except ValidationError as error:
+        raise AOTConfigError("; ".join(_describe(e) for e in error.errors())) from None
+    if args.aot_label_smoothing and args.aot_penalty not in SMOOTHABLE_PENALTIES:
+        raise AOTConfigError(
+            f"`aot_label_smoothing: {args.aot_label_smoothing}` with `aot_penalty: "
+            f"{args.aot_penalty}`: smoothing is defined for {', '.join(SMOOTHABLE_PENALTIES)} only; "
+            "remove one of the two"
+        )
+    if "aot_soft_sort_strength" in given and args.aot_sort != "soft":
+        LOG.warning("aot_soft_sort_strength has no effect without `aot_sort: soft`")
+    return args
+
+
+def _declared_rl(cfg: MutableMapping[str, Any]) -> str | None:
+    rl = cfg.get("rl")
+    rl = rl.value if isinstance(rl, Enum) else rl
+    if rl in RL_TYPES:
+        if cfg.get("trainer_cls"):
+            raise AOTConfigError(
+                f"`trainer_cls: {cfg['trainer_cls']}` with `rl: {rl}`: AOT brings its own trainer; "
+                "remove trainer_cls"
+            )
+        return rl
+    if isinstance(rl, str) and rl.lower().startswith("aot"):
+        known = " or ".join(f"`rl: {name}`" for name in RL_TYPES)
+        meant = RL_ALIASES.get(rl.lower())
+        hint = f" Did you mean {meant!r}?" if meant else _closest(rl.lower(), RL_TYPES)
+        raise AOTConfigError(f"`rl: {rl}` is not a type of axolotl-aot: write {known}.{hint}")
+    return None
+
+
+def _refuse_orphans(cfg: MutableMapping[str, Any]) -> None:
+    if cfg.get("inference"):
+        return  # `axolotl inference` takes `rl:` out of the YAML itself
+    orphans = [key for key in cfg if str(key).startswith(PREFIX)]
+    if orphans:
+        known = " or ".join(f"`rl: {name}`" for name in RL_TYPES)
+        raise AOTConfigError(
+            f"{', '.join(f'`{key}`' for key in orphans)} with `rl: {cfg.get('rl')}`: the aot_ keys "
+            f"need {known}; change rl or remove them"
+        )
+
+
+def _check_foreign_keys(cfg: MutableMapping[str, Any], rl: str) -> None:
+    for key, advice in FOREIGN_KEYS.items():
+        if cfg.get(key) is not None and cfg[key] is not False:
+            raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect with `rl: {rl}`: {advice}")
+
+
+def _check_beta(cfg: MutableMapping[str, Any]) -> None:
+    trl_beta = (cfg.get("trl") or {}).get("beta")
+    if trl_beta is not None:  # axolotl would prefer it to rl_beta
+        raise AOTConfigError(f"`trl: beta: {trl_beta}`: set rl_beta instead")
+    beta = cfg.get("rl_beta")
+    if beta is None:
+        cfg["rl_beta"] = DEFAULT_BETA
+    elif isinstance(beta, bool) or not isinstance(beta, int | float) or not beta > 0:
+        raise AOTConfigError(f"`rl_beta: {beta}`: must be a number above 0, such as {DEFAULT_BETA}")
+
+
+def _check_parallelism(cfg: MutableMapping[str, Any]) -> None:
+    for key in UNTRIED_PARALLELISM:
+        if (cfg.get(key) or 1) > 1:
+            raise AOTConfigError(
+                f"`{key}: {cfg[key]}`: AOT does not run over it; use data parallelism, and "
+                "gradient checkpointing where memory is short"
+            )
+
+
+def _closest(word: str, known: Any) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+
+
+def _describe(error: Any) -> str:
+    key, value = error["loc"][0], error["input"]
+    choices = get_args(AOTArgs.model_fields[key].annotation)
+    hint = ""
+    if choices and (close := get_close_matches(str(value), choices, n=1)):
+        hint = f". Did you mean {close[0]!r}?"
+    return f"`{key}: {value}`: {error['msg'][0].lower()}{error['msg'][1:]}{hint}"

@@ -1,0 +1,272 @@
+"""Stochastic dominance of one sample of rewards over another, as a differentiable loss.
+
+Source: Melnyk et al., "Distributional Preference Alignment of LLMs via Optimal Transport",
+NeurIPS 2024, arXiv 2406.05882; the soft sort is Blondel et al., "Fast Differentiable Sorting and
+Ranking", ICML 2020, arXiv 2002.08871.
+
+Notation: U is the empirical measure of `upper`, V that of `lower`; Q_U and Q_V are their quantile
+functions, step functions on (0, 1]. U dominates V to first order when Q_U(t) >= Q_V(t) for every t,
+to second order when the integral of Q_U - Q_V from 0 to p is non-negative for every p.
+
+This module imports torch and scipy only, and nothing of the package: it knows neither axolotl nor a
+model. Everything is computed in float32, or in float64 where a sample is float64.
+"""
+
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+Penalty = Callable[[Tensor, float], Tensor]
+Sort = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+
+
+# --- The tables: the only places in which an option's names and their meanings stand ---------------
+
+
+def _logistic(z: Tensor, beta: float) -> Tensor:
+    return F.softplus(-beta * z)  # log(1 + exp(-beta z))
+
+
+def _squared_hinge(z: Tensor, beta: float) -> Tensor:
+    return F.relu(beta - z).square()
+
+
+def _least_squares(z: Tensor, beta: float) -> Tensor:
+    return (beta - z).square()
+
+
+PENALTIES: dict[str, Penalty] = {
+    "logistic": _logistic,
+    "squared_hinge": _squared_hinge,
+    "least_squares": _least_squares,
+}
+
+# Only a penalty that is a negative log-likelihood has a label to smooth.
+SMOOTHABLE_PENALTIES = ("logistic",)
+
+
+def _first_order(gap: Tensor, mass: Tensor) -> Tensor:
+    return gap
+
+
+def _second_order(gap: Tensor, mass: Tensor) -> Tensor:
+    return torch.cumsum(mass * gap, dim=0)  # integral of Q_U - Q_V from 0 to each step's end
+
+
+DOMINANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "first": _first_order,
+    "second": _second_order,
+}
+
+
+def _hard_sort(sample: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    # stable: equal rewards keep their order, so that a run can be repeated to the last digit
+    return torch.sort(sample, stable=True)
+
+
+def _soft_sort(sample: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """Projection of z = (1, ..., n) / strength on the permutahedron of the sample (Blondel et al., eq. 4).
+
+    With w the sorted sample it is z - v, v the isotonic regression of z - w (proposition 3): v is
+    constant on blocks, on each the mean of z - w. So each value is its block's mean of w plus z's
+    offset from its own mean there, and the derivative by w averages over blocks (proposition 4).
+    """
+    w, order = torch.sort(sample, stable=True)
+    z = torch.arange(1, len(w) + 1, dtype=torch.float64) / strength
+    fit = isotonic_regression((z - w.detach().to("cpu", torch.float64)).numpy())
+    sizes = torch.from_numpy(fit.blocks).diff()
+    block = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    # z minus its block's mean, without the cancellation of large numbers at a small strength
+    centre = (torch.from_numpy(fit.blocks[:-1]) + (sizes - 1) / 2)[block]
+    offset = ((torch.arange(len(w)) - centre) / strength).to(w)
+    block, sizes = block.to(w.device), sizes.to(w.device)
+    means = w.new_zeros(len(sizes)).index_add(0, block, w) / sizes
+    return means[block] + offset, order
+
+
+SORTS: dict[str, Sort] = {"hard": _hard_sort, "soft": _soft_sort}
+
+DEFAULT_SOFT_SORT_STRENGTH = 0.1
+
+
+# --- The common grid of two quantile functions -------------------------------------------------
+
+
+class QuantileSteps(NamedTuple):
+    """Q_U and Q_V on the common refinement of their steps; each of shape (k,), k <= n + m.
+
+    mass: length of each step, non-negative, sums to 1. upper, lower: the two quantile functions there.
+    """
+
+    mass: Tensor
+    upper: Tensor
+    lower: Tensor
+
+
+def quantile_steps(
+    upper: Tensor,
+    lower: Tensor,
+    *,
+    sort: str = "hard",
+    soft_sort_strength: float = DEFAULT_SOFT_SORT_STRENGTH,
+    upper_weights: Tensor | None = None,
+    lower_weights: Tensor | None = None,
+) -> QuantileSteps:
+    """The quantile functions of two samples on one grid; arguments and errors as `dominance_loss`.
+
+    The coupling that pairs both functions at the same t is the optimal transport plan between the two
+    empirical measures for every convex cost of the difference (the paper's theorem 1).
+    """
+    _require_choice("sort", sort, SORTS)
+    if not soft_sort_strength > 0:
+        raise ValueError(f"soft_sort_strength must be positive, got {soft_sort_strength}")
+    _require_sample("upper", upper)
+    _require_sample("lower", lower)
+    dtype = torch.promote_types(torch.promote_types(upper.dtype, lower.dtype), torch.float32)
+    upper_quantiles, upper_order = SORTS[sort](upper.to(dtype), soft_sort_strength)
+    lower_quantiles, lower_order = SORTS[sort](lower.to(dtype), soft_sort_strength)
+
+    n, m = len(upper), len(lower)
+    if upper_weights is None and lower_weights is None:
+        if n == m:  # the common case needs no merging
+            mass = torch.full((n,), 1 / n, dtype=dtype, device=upper.device)
+            return QuantileSteps(mass, upper_quantiles, lower_quantiles)
+        # In units of 1 / (n m) both grids are whole numbers, so that equal edges compare equal.
+        upper_edges = torch.arange(m, n * m + 1, m, device=upper.device)
+        lower_edges = torch.arange(n, n * m + 1, n, device=upper.device)
+    else:
+        upper_edges = _masses("upper_weights", upper_weights, upper)[upper_order].cumsum(0)
+        lower_edges = _masses("lower_weights", lower_weights, lower)[lower_order].cumsum(0)
+        upper_edges, lower_edges = upper_edges / upper_edges[-1], lower_edges / lower_edges[-1]
+
+    edges = torch.cat([upper_edges, lower_edges]).sort().values
+    mass = edges.diff(prepend=edges.new_zeros(1)) / edges[-1]
+    upper_index = torch.searchsorted(upper_edges, edges)  # the step that ends at or after the edge
+    lower_index = torch.searchsorted(lower_edges, edges)
+    return QuantileSteps(mass.to(dtype), upper_quantiles[upper_index], lower_quantiles[lower_index])
+
+
+def dominance_loss(
+    upper: Tensor,
+    lower: Tensor,
+    *,
+    beta: float,
+    penalty: str = "logistic",
+    dominance: str = "first",
+    sort: str = "hard",
+    soft_sort_strength: float = DEFAULT_SOFT_SORT_STRENGTH,
+    label_smoothing: float = 0.0,
+    upper_weights: Tensor | None = None,
+    lower_weights: Tensor | None = None,
+) -> Tensor:
+    """Penalised violation of "`upper` dominates `lower`" (arXiv 2406.05882, section 3).
+
+    For first order, the integral over t in [0, 1] of h(Q_U(t) - Q_V(t)), with h the penalty:
+    `log(1 + exp(-beta z))` (logistic), `max(0, beta - z)^2` (squared_hinge) or `(beta - z)^2`
+    (least_squares). It equals the optimal transport cost between both samples with the cost
+    h(u - v), and with as many `upper` as `lower` it is the mean over matched ranks. For second
+    order, h is applied to the integral of Q_U - Q_V up to each step's end instead.
+
+    Args:
+        upper: rewards that must dominate, shape (n,), in nats; differentiable.
+        lower: rewards that they must dominate, shape (m,), in nats; differentiable.
+        beta: steepness (logistic, 1/nats) or margin (the others, nats); positive.
+        penalty: one of `PENALTIES`.
+        dominance: one of `DOMINANCES`.
+        sort: one of `SORTS`.
+        soft_sort_strength: regularisation of the soft sort; the hard sort is its limit at 0.
+        label_smoothing: e in [0, 0.5): `(1 - e) h(z) + e h(-z)`; logistic only.
+        upper_weights: non-negative masses, shape (n,), normalised to sum to 1; uniform where None.
+        lower_weights: the same for `lower`, shape (m,).
+
+    Returns:
+        The loss, a scalar of float32, or of float64 where a sample is float64.
+
+    Raises:
+        ValueError: an empty or non-finite sample, weights that are negative, non-finite, all zero or
+            of another shape, an unknown option, or a number outside its range.
+    """
+    _require_choice("penalty", penalty, PENALTIES)
+    _require_choice("dominance", dominance, DOMINANCES)
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
+    if label_smoothing and penalty not in SMOOTHABLE_PENALTIES:
+        raise ValueError(
+            f"label_smoothing needs penalty {' or '.join(SMOOTHABLE_PENALTIES)}, got {penalty!r}"
+        )
+    steps = quantile_steps(
+        upper,
+        lower,
+        sort=sort,
+        soft_sort_strength=soft_sort_strength,
+        upper_weights=upper_weights,
+        lower_weights=lower_weights,
+    )
+    z = DOMINANCES[dominance](steps.upper - steps.lower, steps.mass)
+    h = PENALTIES[penalty]
+    cost = h(z, beta)
+    if label_smoothing:
+        cost = (1 - label_smoothing) * cost + label_smoothing * h(-z, beta)
+    return (steps.mass * cost).sum()
+
+
+class Violation(NamedTuple):
+    """How far a sample is from dominating another, to first order.
+
+    size: integral of the positive part of Q_V - Q_U, in nats. rate: measure of the t in [0, 1] with
+    Q_U(t) < Q_V(t). Both are scalars, zero exactly when U dominates V.
+    """
+
+    size: Tensor
+    rate: Tensor
+
+
+def violation(upper: Tensor, lower: Tensor) -> Violation:
+    """First-order dominance violation of `upper` (n,) over `lower` (m,), both in nats.
+
+    Raises:
+        ValueError: an empty or non-finite sample.
+    """
+    steps = quantile_steps(upper, lower)
+    shortfall = F.relu(steps.lower - steps.upper)
+    return Violation((steps.mass * shortfall).sum(), (steps.mass * (shortfall > 0)).sum())
+
+
+# --- Checks -------------------------------------------------------------------------------------
+
+
+def _require_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    choices = list(choices)
+    if value not in choices:
+        close = get_close_matches(str(value), choices, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown {name} {value!r}: must be one of {', '.join(choices)}.{hint}")
+
+
+def _require_sample(name: str, sample: Tensor) -> None:
+    if sample.ndim != 1 or len(sample) == 0:
+        raise ValueError(f"{name} must be a non-empty 1-D tensor, got shape {tuple(sample.shape)}")
+    finite = sample.isfinite()
+    if not finite.all():
+        count = int((~finite).sum())
+        raise ValueError(f"{name} has {count} of {len(sample)} values that are not finite")
+
+
+def _masses(name: str, weights: Tensor | None, sample: Tensor) -> Tensor:
+    if weights is None:
+        return torch.ones(len(sample), dtype=torch.float64, device=sample.device)
+    if weights.shape != sample.shape:
+        raise ValueError(
+            f"{name} must have the sample's shape {tuple(sample.shape)}, got {tuple(weights.shape)}"
+        )
+    weights = weights.detach().to(sample.device, torch.float64)
+    if not (weights.isfinite() & (weights >= 0)).all() or weights.sum() == 0:
+        raise ValueError(f"{name} must be finite, non-negative and not all zero")
+    return weights

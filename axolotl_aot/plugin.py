@@ -1,0 +1,63 @@
+"""The one door into axolotl: the hooks that it calls, each a few lines.
+
+axolotl keeps plugins registered for the life of a process and calls every hook of every one, also for
+a config that does not use it; so each hook asks first whether the config at hand runs AOT.
+
+May import everything of the package; what loads a trainer only inside a hook.
+"""
+
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.dict import DictDefault
+from transformers import PreTrainedModel, TrainerCallback
+
+from axolotl_aot import config
+
+# KTO's loss type without a KL term: TRL then prepares no KL data and restricts no batch.
+UNPAIRED_TRAINING_ARGS = {"loss_type": "apo_zero_unpaired", "train_sampling_strategy": "random"}
+
+
+class AOTPlugin(BasePlugin):
+    """`rl: aot` and `rl: aot_unpaired` for axolotl."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._active = False
+        self._last_loaded: PreTrainedModel | None = None
+
+    def register(self, cfg: dict[str, Any]) -> None:
+        """Check the raw YAML and translate `rl: aot...` (see `axolotl_aot.config`)."""
+        self._active = config.translate(cfg) is not None
+
+    def get_input_args(self) -> str | None:
+        """Add the `aot_` keys to axolotl's schema, so that they survive its validation."""
+        return "axolotl_aot.config.AOTArgs" if self._active else None
+
+    def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
+        """What axolotl's `rl: kto` does not set from the YAML, and AOT needs."""
+        if config.active_rl(cfg) != "aot_unpaired":
+            return None
+        precompute = bool(cfg.precompute_ref_log_probs)
+        return {**UNPAIRED_TRAINING_ARGS, "precompute_ref_log_probs": precompute}
+
+    def post_model_load(self, cfg: DictDefault, model: PreTrainedModel) -> None:
+        """Remember the model: axolotl loads the policy first and a reference, if any, after it."""
+        if config.active_rl(cfg):
+            self._last_loaded = model
+
+    def add_callbacks_pre_trainer(self, cfg: DictDefault, model: PreTrainedModel) -> list[TrainerCallback]:
+        """Hand the settings, and the reference model, to the trainer about to be built."""
+        if not config.active_rl(cfg):
+            return []
+        from axolotl_aot.handover import AOTSetup
+
+        last_loaded, self._last_loaded = self._last_loaded, None
+        return [
+            AOTSetup(
+                config.settings(cfg),
+                reference=last_loaded if last_loaded is not model else None,
+                adapter_dir=(cfg.lora_model_dir or cfg.output_dir) if cfg.adapter else None,
+                lora_model_dir=cfg.lora_model_dir,
+            )
+        ]

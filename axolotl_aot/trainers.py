@@ -1,0 +1,148 @@
+"""The trainers behind `rl: aot` and `rl: aot_unpaired`: axolotl's own DPO and KTO trainers, with the
+dominance loss in place of theirs.
+
+What is common to both, the loss over the effective batch, is in `axolotl_aot.effective_batch`; here
+stands how a row of either kind of data becomes samples. May import that, `config` and `handover`;
+axolotl.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from axolotl.core.trainers import AxolotlKTOTrainer
+from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
+from axolotl.utils.logging import get_logger
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from axolotl_aot.config import AOTConfigError
+from axolotl_aot.effective_batch import Completions, EffectiveBatchMixin
+from axolotl_aot.handover import AOTSetup
+
+LOG = get_logger(__name__)
+
+PAPER = {
+    "title": "Distributional Preference Alignment of LLMs via Optimal Transport",
+    "id": "2406.05882",
+    "citation": """\
+@inproceedings{melnyk2024distributional,
+    title     = {{Distributional Preference Alignment of LLMs via Optimal Transport}},
+    author    = {Igor Melnyk and Youssef Mroueh and Brian Belgodere and Mattia Rigotti and Apoorva Nitsure
+                 and Mikhail Yurochkin and Kristjan Greenewald and Jiri Navratil and Jarret Ross},
+    booktitle = {Advances in Neural Information Processing Systems 37},
+    year      = 2024,
+}""",
+}
+
+
+class AOTTrainer(EffectiveBatchMixin, AxolotlDPOTrainer):
+    """Paired AOT: the policy's margins must dominate the reference's (arXiv 2406.05882, eq. 5).
+
+    A sequence's rows are (chosen, rejected, chosen under the reference, rejected under it).
+    """
+
+    tag_names: ClassVar = ["axolotl", "aot"]
+    _tag_names: ClassVar = ["trl", "aot"]
+    _name = "AOT"
+    _paper = PAPER
+    paired = True
+
+    def _pack(self, policy: Tensor, reference: Tensor, batch: dict[str, Any]) -> Tensor:
+        return torch.stack([*policy.chunk(2), *reference.chunk(2)], dim=1)
+
+    def _unpack(self, rows: Tensor) -> Completions:
+        chosen, rejected, chosen_reference, rejected_reference = rows.unbind(dim=1)
+        return Completions(chosen, chosen_reference, rejected, rejected_reference)
+
+    def _distributions(self, completions: Completions) -> tuple[Tensor, Tensor]:
+        policy_margin = completions.chosen - completions.rejected
+        return policy_margin, completions.chosen_reference - completions.rejected_reference
+
+    def _by_policy(self, gradient: Tensor) -> Tensor:
+        return gradient[:, :2].T.reshape(-1)
+
+    def _precomputed_reference(self, batch: dict[str, Any]) -> Tensor | None:
+        if "ref_chosen_logps" not in batch:
+            return None
+        return torch.cat([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]):
+        """What TRL's `precompute_ref_log_probs` asks for: chosen and rejected, each (pairs,)."""
+        return self._score_reference(model, inputs).chunk(2)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        # Past AxolotlDPOTrainer's own, which collects garbage and empties the allocator's cache after
+        # every micro-batch; torch_empty_cache_steps and gc_steps do that at the user's choice.
+        return super(AxolotlDPOTrainer, self).training_step(*args, **kwargs)
+
+
+class AOTUnpairedTrainer(EffectiveBatchMixin, AxolotlKTOTrainer):
+    """Unpaired AOT: the positives' rewards must dominate the negatives' (arXiv 2406.05882, eq. 7).
+
+    A sequence's rows are (log-probability, the same under the reference, label).
+    """
+
+    tag_names: ClassVar = ["axolotl", "aot"]
+    _tag_names: ClassVar = ["trl", "aot"]
+    _name = "AOT unpaired"
+    _paper = PAPER
+    paired = False
+
+    def __init__(self, model: PreTrainedModel, ref_model: PreTrainedModel | None = None, **kwargs):
+        # axolotl loads a reference for full fine-tuning and does not hand it to its KTO trainer
+        ref_model = ref_model or AOTSetup.among(kwargs.get("callbacks")).reference
+        self._one_label_steps = 0
+        super().__init__(model, ref_model, **kwargs)
+        self._require_both_labels("datasets", self.train_dataset)
+        if self.eval_dataset is not None:
+            self._require_both_labels("test_datasets or val_set_size", self.eval_dataset)
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name: str):
+        # KTO's advice on label weights, which TRL gives for the data set named "train", is not AOT's
+        return super()._prepare_dataset(dataset, processing_class, args, f"AOT {dataset_name}")
+
+    @staticmethod
+    def _require_both_labels(keys: str, dataset: Dataset) -> None:
+        labels = {bool(label) for label in dataset.unique("label")}
+        if labels != {True, False}:
+            absent = " or ".join(str(label).lower() for label in {True, False} - labels)
+            raise AOTConfigError(
+                f"{keys}: no row with `label: {absent}` among {len(dataset)}; rl: aot_unpaired "
+                "compares the distributions of both labels and needs rows of each"
+            )
+
+    def _pack(self, policy: Tensor, reference: Tensor, batch: dict[str, Any]) -> Tensor:
+        return torch.stack([policy, reference, batch["label"].to(policy)], dim=1)
+
+    def _unpack(self, rows: Tensor) -> Completions:
+        policy, reference, label = rows.unbind(dim=1)
+        chosen = label > 0.5
+        return Completions(policy[chosen], reference[chosen], policy[~chosen], reference[~chosen])
+
+    def _distributions(self, completions: Completions) -> tuple[Tensor, Tensor]:
+        return (
+            completions.chosen - completions.chosen_reference,
+            completions.rejected - completions.rejected_reference,
+        )
+
+    def _by_policy(self, gradient: Tensor) -> Tensor:
+        return gradient[:, 0]
+
+    def _precomputed_reference(self, batch: dict[str, Any]) -> Tensor | None:
+        return batch.get("ref_logps")
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]):
+        """What TRL's `precompute_ref_log_probs` asks for: (sequences,), and no KL term."""
+        return self._score_reference(model, inputs), None
+
+    def _record(self, rows: Tensor) -> None:
+        super()._record(rows)
+        completions = self._unpack(rows)
+        if not (len(completions.chosen) and len(completions.rejected)):
+            self._one_label_steps += 1
+            LOG.warning_once(
+                "a step holds one label only and contributes no loss; a larger effective batch "
+                "makes that rare. dominance/one_label_steps counts such steps."
+            )
+        self._metrics["train"]["dominance/one_label_steps"] = [self._one_label_steps]

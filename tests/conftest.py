@@ -1,0 +1,122 @@
+"""A tiny real Llama with its own tokenizer, tiny data, and a way to run YAMLs through axolotl."""
+
+import json
+import os
+from pathlib import Path
+
+# before anything imports axolotl: no look-ups on a network, no GPU
+os.environ.update(
+    AXOLOTL_DO_NOT_TRACK="1",
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="offline",
+)
+
+import pytest
+import torch
+import yaml
+
+from tests.tiny import make_model, make_pairs, unpair, write_jsonl
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """Folder of a 2-layer Llama and its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    make_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Folder with pairs.jsonl (48 rows) and unpaired.jsonl (36 positives, 48 negatives)."""
+    folder = tmp_path_factory.mktemp("data")
+    pairs = make_pairs(48)
+    write_jsonl(folder / "pairs.jsonl", pairs)
+    write_jsonl(folder / "unpaired.jsonl", unpair(pairs)[: 2 * 36] + unpair(pairs[36:], only=False))
+    return folder
+
+
+@pytest.fixture
+def base_config(tiny_model, data, tmp_path) -> dict:
+    """What every YAML of a test starts from; each test adds its `rl:` and more."""
+    return {
+        "base_model": str(tiny_model),
+        "plugins": ["axolotl_aot.AOTPlugin"],
+        "dataset_prepared_path": str(tmp_path / "prepared"),
+        "output_dir": str(tmp_path / "out"),
+        "sequence_len": 128,
+        "micro_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 4,
+        "num_epochs": 1,
+        "optimizer": "adamw_torch",
+        "lr_scheduler": "constant",
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "bf16": False,
+        "fp16": False,
+        "attn_implementation": "sdpa",
+        "val_set_size": 0,
+        "special_tokens": {"pad_token": "<pad>"},
+    }
+
+
+@pytest.fixture
+def paired_config(base_config, data) -> dict:
+    entry = {"path": str(data / "pairs.jsonl"), "type": {"field_prompt": "prompt"}}
+    return {**base_config, "rl": "aot", "rl_beta": 0.1, "datasets": [entry]}
+
+
+@pytest.fixture
+def unpaired_config(base_config, data) -> dict:
+    entry = {"path": str(data / "unpaired.jsonl"), "type": {"field_prompt": "prompt"}}
+    return {**base_config, "rl": "aot_unpaired", "rl_beta": 0.1, "datasets": [entry]}
+
+
+LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
+
+
+@pytest.fixture
+def lora() -> dict:
+    return dict(LORA)
+
+
+@pytest.fixture
+def qlora() -> dict:
+    return dict(QLORA)
+
+
+@pytest.fixture
+def load(tmp_path):
+    """A config dict, written to a YAML and loaded as axolotl's commands load it."""
+    from axolotl.cli.config import load_cfg
+
+    def load(config: dict, **kwargs):
+        path = tmp_path / "config.yml"
+        path.write_text(yaml.safe_dump(config))
+        return load_cfg(str(path), **kwargs)
+
+    return load
+
+
+@pytest.fixture
+def run(load):
+    """Train a config dict through axolotl; returns the trainer and its log, one dict a step."""
+    from axolotl.common.datasets import load_preference_datasets
+    from axolotl.train import train
+
+    def run(config: dict):
+        cfg = load(config)
+        _, _, trainer = train(cfg=cfg, dataset_meta=load_preference_datasets(cfg=cfg))
+        return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
+
+    return run
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

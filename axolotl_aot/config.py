@@ -164,7 +164,7 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
             f"{args.aot_penalty}`: smoothing is defined for {', '.join(SMOOTHABLE_PENALTIES)} only; "
             "remove one of the two"
         )
-    if "aot_soft_sort_strength" in given and args.aot_sort != "soft":
+    if args.aot_soft_sort_strength != DEFAULT_SOFT_SORT_STRENGTH and args.aot_sort != "soft":
         LOG.warning("aot_soft_sort_strength has no effect without `aot_sort: soft`")
     return args
 

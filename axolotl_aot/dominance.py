@@ -82,7 +82,7 @@ def _soft_sort(sample: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     sizes = torch.from_numpy(fit.blocks).diff()
     block = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
     # z minus its block's mean, without the cancellation of large numbers at a small strength
-    centre = (torch.from_numpy(fit.blocks[:-1]) + (sizes - 1) / 2)[block]
+    centre = (torch.from_numpy(fit.blocks[:-1]) + (sizes - 1).double() / 2)[block]
     offset = ((torch.arange(len(w)) - centre) / strength).to(w)
     block, sizes = block.to(w.device), sizes.to(w.device)
     means = w.new_zeros(len(sizes)).index_add(0, block, w) / sizes
@@ -145,7 +145,7 @@ def quantile_steps(
         upper_edges, lower_edges = upper_edges / upper_edges[-1], lower_edges / lower_edges[-1]
 
     edges = torch.cat([upper_edges, lower_edges]).sort().values
-    mass = edges.diff(prepend=edges.new_zeros(1)) / edges[-1]
+    mass = edges.diff(prepend=edges.new_zeros(1)).double() / edges[-1]
     upper_index = torch.searchsorted(upper_edges, edges)  # the step that ends at or after the edge
     lower_index = torch.searchsorted(lower_edges, edges)
     return QuantileSteps(mass.to(dtype), upper_quantiles[upper_index], lower_quantiles[lower_index])

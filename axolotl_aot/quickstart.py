@@ -118,11 +118,10 @@ def wrong_answer(letters: Iterable[str]) -> str:
 
 
 def kind_of(letters: Iterable[str], answer: str) -> str:
-    """Which of `KINDS` an answer to `prompt_of(letters)` is."""
+    """Which of `KINDS` a decoded answer, with its end token, is."""
     letters = list(letters)
-    if answer.split() == sorted(letters):
-        return "right"
-    return "wrong" if answer.split() == sorted(letters, reverse=True) else "malformed"
+    known = {f"{right_answer(letters)} {EOS}": "right", f"{wrong_answer(letters)} {EOS}": "wrong"}
+    return known.get(answer, "malformed")
 
 
 def split_problems() -> tuple[list[Problem], list[Problem]]:
@@ -208,7 +207,7 @@ def answer_rates(
     ids = _token_ids(tokenizer, [prompt_of(p) for p in problems])
     prompt_length = ids.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(LENGTH + 1):  # the letters and the end
+    for _ in range(LENGTH + 1):  # the letters and the end token
         logits = model(input_ids=ids, use_cache=False).logits[:, -1]
         drawn = torch.multinomial(logits.float().softmax(-1), 1, generator=generator)
         ids = torch.cat([ids, drawn], dim=1)

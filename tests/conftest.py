@@ -1,6 +1,5 @@
 """A tiny real Llama with its own tokenizer, tiny data, and a way to run YAMLs through axolotl."""
 
-import json
 import os
 from pathlib import Path
 
@@ -45,7 +44,8 @@ def base_config(tiny_model, data, tmp_path) -> dict:
     return {
         "base_model": str(tiny_model),
         "plugins": ["axolotl_aot.AOTPlugin"],
-        "dataset_prepared_path": str(tmp_path / "prepared"),
+        "dataset_prepared_path": str(data / "prepared"),
+        "dataset_num_proc": 1,  # for so few rows, starting processes takes longest
         "output_dir": str(tmp_path / "out"),
         "sequence_len": 128,
         "micro_batch_size": 4,
@@ -105,18 +105,26 @@ def load(tmp_path):
 
 
 @pytest.fixture
+def build(load):
+    """The trainer that axolotl builds from a config dict, ready to train."""
+    from axolotl.common.datasets import load_preference_datasets
+    from axolotl.train import setup_model_and_trainer
+
+    def build(config: dict):
+        cfg = load(config)
+        return setup_model_and_trainer(cfg, load_preference_datasets(cfg=cfg))[0]
+
+    return build
+
+
+@pytest.fixture
 def run(load):
-    """Train a config dict through axolotl; returns the trainer and its log, one dict a step."""
+    """Train a config dict as `axolotl train` does, saving included; returns the trainer."""
     from axolotl.common.datasets import load_preference_datasets
     from axolotl.train import train
 
     def run(config: dict):
         cfg = load(config)
-        _, _, trainer = train(cfg=cfg, dataset_meta=load_preference_datasets(cfg=cfg))
-        return trainer, [entry for entry in trainer.state.log_history if "loss" in entry]
+        return train(cfg=cfg, dataset_meta=load_preference_datasets(cfg=cfg))[2]
 
     return run
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,41 @@
+"""Reading what a trainer did."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import Trainer, TrainerCallback
+
+
+def steps(trainer: Trainer) -> list[dict[str, float]]:
+    """The trainer's log, one entry a step."""
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def column(trainer: Trainer, key: str) -> list[float]:
+    return [entry[key] for entry in steps(trainer)]
+
+
+class Snapshots(TrainerCallback):
+    """Parameters before, and gradients after, the backward passes of every step."""
+
+    def __init__(self) -> None:
+        self.parameters: list[dict] = []
+        self.gradients: list[dict] = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.parameters.append({n: p.detach().clone() for n, p in model.named_parameters()})
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        # gradients are clipped by now: the tests set max_grad_norm high
+        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+@contextmanager
+def counting_forwards(model) -> Iterator[list[bool]]:
+    """Collects, a forward pass each, whether it ran in training mode."""
+    seen: list[bool] = []
+    handle = model.register_forward_pre_hook(lambda module, args: seen.append(module.training))
+    try:
+        yield seen
+    finally:
+        handle.remove()

@@ -1,0 +1,120 @@
+"""What a YAML may say, and what it is told when it says something else."""
+
+import logging
+
+import pytest
+
+from axolotl_aot.config import DEFAULT_BETA, AOTConfigError, active_rl, settings, translate
+
+AOT = {"rl": "aot"}
+UNPAIRED = {"rl": "aot_unpaired"}
+
+
+@pytest.mark.parametrize(
+    ("rl", "axolotl_rl", "trainer"),
+    [
+        ("aot", "dpo", "axolotl_aot.trainers.AOTTrainer"),
+        ("aot_unpaired", "kto", "axolotl_aot.trainers.AOTUnpairedTrainer"),
+    ],
+)
+def test_translation(rl, axolotl_rl, trainer):
+    cfg = {"rl": rl}
+    assert active_rl(cfg) is None
+    assert translate(cfg) == rl
+    assert (cfg["rl"], cfg["trainer_cls"], cfg["rl_beta"]) == (axolotl_rl, trainer, DEFAULT_BETA)
+    assert active_rl(cfg) == rl
+    again = dict(cfg)
+    assert translate(cfg) == rl  # as on a Ray worker
+    assert cfg == again
+
+
+@pytest.mark.parametrize("cfg", [{}, {"rl": "dpo"}, {"rl": None}, {"rl": "kto", "trainer_cls": "a.B"}])
+def test_another_rl_is_left_alone(cfg):
+    before = dict(cfg)
+    assert translate(cfg) is None
+    assert cfg == before
+
+
+def test_settings_have_the_documented_defaults():
+    assert settings({}).model_dump() == {
+        "aot_penalty": "logistic",
+        "aot_scope": "effective_batch",
+        "aot_dominance": "first",
+        "aot_sort": "hard",
+        "aot_soft_sort_strength": 0.1,
+        "aot_label_smoothing": 0.0,
+    }
+    assert settings({"aot_penalty": None}).aot_penalty == "logistic"  # an empty key in the YAML
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({**AOT, "aot_penaltyy": "logistic"}, "`aot_penaltyy` is not a key.*'aot_penalty'"),
+        ({**AOT, "aot_xyz": 1}, "`aot_xyz` is not a key of axolotl-aot. Known: aot_penalty"),
+        ({**AOT, "aot_penalty": "squared-hinge"}, "`aot_penalty: squared-hinge`.*'squared_hinge'"),
+        ({**AOT, "aot_penalty": "hinge"}, "`aot_penalty: hinge`.*'logistic'"),
+        ({**AOT, "aot_scope": "batch"}, "`aot_scope: batch`.*'micro_batch'"),
+        ({**AOT, "aot_dominance": "second_order"}, "`aot_dominance: second_order`.*'first' or 'second'"),
+        ({**AOT, "aot_sort": "sorted"}, "`aot_sort: sorted`.*'hard' or 'soft'"),
+        ({**AOT, "aot_soft_sort_strength": 0}, "`aot_soft_sort_strength: 0`.*greater than 0"),
+        ({**AOT, "aot_soft_sort_strength": "much"}, "`aot_soft_sort_strength: much`.*number"),
+        ({**AOT, "aot_label_smoothing": 0.5}, "`aot_label_smoothing: 0.5`.*less than 0.5"),
+        ({**AOT, "aot_label_smoothing": -0.1}, "`aot_label_smoothing: -0.1`.*greater than or equal to 0"),
+        (
+            {**AOT, "aot_label_smoothing": 0.1, "aot_penalty": "least_squares"},
+            "`aot_label_smoothing: 0.1` with `aot_penalty: least_squares`.*logistic only",
+        ),
+        ({"rl": "aot_pair"}, "`rl: aot_pair`.*`rl: aot` or `rl: aot_unpaired`.*'aot_unpaired'"),
+        ({"rl": "aot_unpared"}, "`rl: aot_unpared`.*'aot_unpaired'"),
+        ({"rl": "AOT"}, "`rl: AOT`.*'aot'"),
+        ({"rl": "dpo", "aot_penalty": "logistic"}, "`aot_penalty` with `rl: dpo`.*need `rl: aot`"),
+        ({"aot_scope": "micro_batch"}, "`aot_scope` with `rl: None`"),
+        ({**AOT, "rl_beta": 0}, "`rl_beta: 0`: must be a number above 0"),
+        ({**AOT, "rl_beta": -1.5}, "`rl_beta: -1.5`"),
+        ({**AOT, "rl_beta": "high"}, "`rl_beta: high`"),
+        ({**AOT, "trl": {"beta": 0.1}}, "`trl: beta: 0.1`: set rl_beta"),
+        ({**AOT, "dpo_beta": 0.1}, "`dpo_beta: 0.1`.*use rl_beta"),
+        ({**AOT, "dpo_loss_type": ["sigmoid"]}, r"`dpo_loss_type: \['sigmoid'\]`.*aot_penalty"),
+        ({**AOT, "dpo_loss_weights": [1.0]}, r"`dpo_loss_weights: \[1.0\]`"),
+        ({**AOT, "dpo_use_weighting": True}, "`dpo_use_weighting: True` has no effect with `rl: aot`"),
+        ({**AOT, "dpo_use_liger_kernel": True}, "`dpo_use_liger_kernel: True`"),
+        ({**AOT, "dpo_padding_free": True}, "`dpo_padding_free: True`"),
+        ({**AOT, "dpo_label_smoothing": 0.1}, "`dpo_label_smoothing: 0.1`.*use aot_label_smoothing"),
+        ({**AOT, "kto_desirable_weight": 1.0}, "`kto_desirable_weight: 1.0`.*same mass"),
+        ({**UNPAIRED, "kto_undesirable_weight": 0.2}, "`kto_undesirable_weight: 0.2`.*same mass"),
+        ({**AOT, "simpo_gamma": 0.5}, "`simpo_gamma: 0.5`.*remove it"),
+        ({**AOT, "trainer_cls": "mine.Trainer"}, "`trainer_cls: mine.Trainer` with `rl: aot`.*remove"),
+        ({**AOT, "context_parallel_size": 2}, "`context_parallel_size: 2`.*data parallelism"),
+        ({**AOT, "sequence_parallel_degree": 4}, "`sequence_parallel_degree: 4`"),
+        ({**UNPAIRED, "tensor_parallel_size": 2}, "`tensor_parallel_size: 2`"),
+        ({**UNPAIRED, "remove_unused_columns": True}, "needs `remove_unused_columns: False`"),
+    ],
+)
+def test_errors_name_the_key_the_value_and_the_remedy(cfg, message):
+    with pytest.raises(AOTConfigError, match=message):
+        translate(cfg)
+
+
+@pytest.mark.parametrize(
+    ("rl", "more"),
+    [
+        ("aot", {"dpo_use_weighting": False, "context_parallel_size": 1, "trl": {"beta": None}}),
+        ("aot_unpaired", {"remove_unused_columns": False, "kto_desirable_weight": None}),
+        ("aot", {"rl_beta": 1, "aot_label_smoothing": 0.49}),
+    ],
+)
+def test_harmless_values_pass(rl, more):
+    assert translate({"rl": rl, **more}) == rl
+
+
+def test_a_strength_without_the_soft_sort_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        settings({"aot_soft_sort_strength": 0.5, "aot_sort": "soft"})
+        assert not caplog.records
+        settings({"aot_soft_sort_strength": 0.5})
+    assert "no effect without `aot_sort: soft`" in caplog.text
+
+
+def test_inference_which_takes_rl_out_of_the_yaml_is_not_refused():
+    assert translate({"rl": None, "inference": True, "aot_penalty": "logistic"}) is None

@@ -1,0 +1,390 @@
+"""One big batch, however it is cut; against float64 autograd, and against TRL's own trainer."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from tests.helpers import Snapshots, column, counting_forwards, steps
+from tests.test_dominance import brute_force
+from tests.tiny import make_pairs, unpair, write_jsonl
+
+CUTS = [(16, 1), (4, 4), (1, 16)]  # micro-batch, accumulation steps
+
+
+@pytest.fixture(params=["paired", "unpaired"])
+def config(request, paired_config, unpaired_config):
+    return {"paired": paired_config, "unpaired": unpaired_config}[request.param]
+
+
+@pytest.fixture(params=["full", "lora"])
+def adapter(request, lora):
+    return lora if request.param == "lora" else {}
+
+
+def cut(micro_batch: int, accumulation: int) -> dict:
+    return {"micro_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
+
+
+# --- However it is cut --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"aot_dominance": "second", "aot_sort": "soft"}])
+def test_loss_and_gradient_do_not_depend_on_the_cut(build, config, adapter, options):
+    runs = []
+    for micro_batch, accumulation in CUTS:
+        trainer = build({**config, **adapter, **options, **cut(micro_batch, accumulation)})
+        trainer.train()
+        runs.append(trainer)
+    first, *others = runs
+    assert len(set(column(first, "loss"))) == 4  # the steps differ, or equality would say nothing
+    for other in others:
+        for key in ("loss", "grad_norm"):
+            assert column(other, key) == pytest.approx(column(first, key), rel=1e-4), key
+        # differences of log-probabilities of some 60 nats: float32 leaves about 1e-5 of them
+        for key in ("rewards/margins", "dominance/violation"):
+            assert column(other, key) == pytest.approx(column(first, key), abs=2e-5), key
+
+
+def test_the_scope_makes_a_difference(build, paired_config):
+    losses = {}
+    for scope in ("effective_batch", "micro_batch"):
+        trainer = build({**paired_config, **cut(1, 16), "aot_scope": scope})
+        trainer.train()
+        losses[scope] = column(trainer, "loss")
+    assert losses["effective_batch"][1:] != pytest.approx(losses["micro_batch"][1:], rel=1e-3)
+
+
+def test_a_last_step_with_fewer_micro_batches(build, paired_config):
+    # 48 pairs in steps of 5 x 4: the third step of an epoch holds 8 pairs, in two micro-batches or four
+    histories = []
+    for micro_batch, accumulation in ((4, 5), (2, 10)):
+        trainer = build({**paired_config, **cut(micro_batch, accumulation), "num_epochs": 2, "max_steps": 6})
+        trainer.train()
+        histories.append(trainer)
+    for key in ("loss", "grad_norm"):
+        assert column(histories[0], key) == pytest.approx(column(histories[1], key), rel=1e-4)
+
+
+# --- Against float64 autograd over the whole batch ----------------------------------------------
+
+
+def logprob(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    table = torch.log_softmax(model(torch.tensor([prompt + completion])).logits[0], dim=-1)
+    start = len(prompt) - 1
+    return sum(table[start + i, token] for i, token in enumerate(completion))
+
+
+def paired_samples(policy, reference, rows):
+    def margins(model):
+        return torch.stack(
+            [
+                logprob(model, r["prompt_ids"], r["chosen_ids"])
+                - logprob(model, r["prompt_ids"], r["rejected_ids"])
+                for r in rows
+            ]
+        )
+
+    return margins(policy), margins(reference)
+
+
+def unpaired_samples(policy, reference, rows):
+    rewards = [
+        logprob(policy, r["prompt_ids"], r["completion_ids"])
+        - logprob(reference, r["prompt_ids"], r["completion_ids"])
+        for r in rows
+    ]
+    sides = [[x for x, r in zip(rewards, rows, strict=True) if r["label"] is s] for s in (True, False)]
+    return torch.stack(sides[0]), torch.stack(sides[1])
+
+
+def logistic_by_hand(upper, lower, beta: float) -> torch.Tensor:
+    """The paper's sorted loss in its plainest form: both samples repeated to a common length."""
+    n, m = len(upper), len(lower)
+    common = n * m // torch.gcd(torch.tensor(n), torch.tensor(m)).item()
+    upper = upper.sort().values.repeat_interleave(common // n)
+    lower = lower.sort().values.repeat_interleave(common // m)
+    return torch.log1p(torch.exp(-beta * (upper - lower))).mean()
+
+
+@pytest.mark.parametrize("accumulated", [True, False])
+def test_loss_and_every_gradient_equal_float64_autograd(build, config, tiny_model, accumulated):
+    rows = 48 if config["rl"] == "aot" else 84  # an epoch a step, so that no order matters
+    parts = rows // 4 if accumulated else 1
+    trainer = build(
+        {**config, **cut(rows // parts, parts), "max_steps": 2, "num_epochs": 2, "max_grad_norm": 1e9}
+    )
+    snapshots = Snapshots()
+    trainer.add_callback(snapshots)
+    trainer.train()
+
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    policy = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    policy.load_state_dict(  # the second step's: the first has all rewards at zero
+        {n: p.double() for n, p in snapshots.parameters[1].items()}, strict=False
+    )
+    samples = paired_samples if config["rl"] == "aot" else unpaired_samples
+    with torch.no_grad():
+        table = list(trainer.train_dataset)
+    upper, lower = samples(policy, reference, table)
+    assert len(upper) + len(lower) == (96 if config["rl"] == "aot" else 84)
+    loss = logistic_by_hand(upper, lower, beta=0.1)
+    loss.backward()
+
+    assert steps(trainer)[1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for name, parameter in policy.named_parameters():
+        actual, expected = snapshots.gradients[1][name].double(), parameter.grad
+        difference = (actual - expected).norm() / expected.norm()
+        assert difference < 1e-4, f"{name}: {difference}"
+
+
+@pytest.mark.parametrize("penalty", ["logistic", "squared_hinge", "least_squares"])
+def test_options_reach_the_loss(build, config, penalty):
+    import numpy as np
+
+    costs = {
+        "logistic": lambda z: np.logaddexp(0, -0.1 * z),
+        "squared_hinge": lambda z: np.maximum(0, 0.1 - z) ** 2,
+        "least_squares": lambda z: (0.1 - z) ** 2,
+    }
+    trainer = build(
+        {**config, "aot_penalty": penalty, "aot_dominance": "second", **cut(4, 4), "max_steps": 3}
+    )
+    seen = []
+    gather = trainer._gather
+    trainer._gather = lambda rows: seen.append(gather(rows)) or seen[-1]  # look, and change nothing
+    trainer.train()
+    rows, _ = seen[-1]
+    upper, lower = trainer._distributions(trainer._unpack(rows.detach()))
+    expected = brute_force(upper.double(), lower.double(), costs[penalty], "second")
+    assert steps(trainer)[-1]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+# --- Against TRL's own trainer ------------------------------------------------------------------
+
+
+def plain_dpo(config: dict, loss_type: str) -> dict:
+    """The same YAML for axolotl's `rl: dpo`, which is TRL's trainer and TRL's loss."""
+    config = {k: v for k, v in config.items() if k not in ("plugins", "aot_scope")}
+    return {**config, "rl": "dpo", "dpo_loss_type": [loss_type]}
+
+
+METRICS_AS_TRL = ("rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
+
+
+def test_micro_batch_scope_is_trls_aot(build, paired_config):
+    config = {**paired_config, **cut(4, 2), "max_steps": 8, "num_epochs": 3, "aot_scope": "micro_batch"}
+    ours, trls = build(config), build(plain_dpo(config, "aot"))
+    assert type(trls).__name__ == "AxolotlDPOTrainer"
+    ours.train(), trls.train()
+    for key in ("loss", "grad_norm", "rewards/accuracies", *METRICS_AS_TRL):
+        assert column(ours, key) == pytest.approx(column(trls, key), rel=2e-5, abs=1e-6), key
+
+
+def test_micro_batch_scope_is_trls_aot_unpaired(build, paired_config, unpaired_config, tmp_path):
+    # TRL takes pairs only: give both trainers a whole epoch at once, so that the order is no matter
+    pairs = make_pairs(16, seed=3)
+    write_jsonl(tmp_path / "p.jsonl", pairs)
+    write_jsonl(tmp_path / "u.jsonl", unpair(pairs))
+    same = {"max_steps": 5, "num_epochs": 5, "aot_scope": "micro_batch"}
+    entry = {"type": {"field_prompt": "prompt"}}
+    trls = build(
+        plain_dpo(
+            {
+                **paired_config,
+                **same,
+                **cut(16, 1),
+                "datasets": [{**entry, "path": str(tmp_path / "p.jsonl")}],
+            },
+            "aot_unpaired",
+        )
+    )
+    ours = build(
+        {**unpaired_config, **same, **cut(32, 1), "datasets": [{**entry, "path": str(tmp_path / "u.jsonl")}]}
+    )
+    ours.train(), trls.train()
+    for key in ("loss", "grad_norm", *METRICS_AS_TRL):
+        assert column(ours, key) == pytest.approx(column(trls, key), rel=2e-5, abs=1e-6), key
+
+
+def test_the_router_loss_of_a_mixture_of_experts_is_trls(build, paired_config, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from tests.tiny import WORDS, make_tokenizer
+
+    tokenizer = make_tokenizer([" ".join(WORDS)])
+    torch.manual_seed(0)
+    MixtralForCausalLM(
+        MixtralConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=4,
+        )
+    ).save_pretrained(tmp_path / "moe")
+    tokenizer.save_pretrained(tmp_path / "moe")
+    config = {**paired_config, "base_model": str(tmp_path / "moe"), **cut(4, 2), "aot_scope": "micro_batch"}
+    ours, trls = build(config), build(plain_dpo(config, "aot"))
+    assert ours.aux_loss_enabled
+    ours.train(), trls.train()
+    for key in ("loss", "grad_norm"):
+        assert column(ours, key) == pytest.approx(column(trls, key), rel=2e-5), key
+    assert column(ours, "loss")[0] > torch.log(torch.tensor(2.0)) + 1e-4  # the router's share is in it
+
+
+# --- Cost, repeatability, failure ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "scope", "passes"), [(1, "effective_batch", 1), (4, "micro_batch", 1)]
+)
+def test_the_policy_runs_forward_once_where_it_can(build, config, accumulation, scope, passes):
+    trainer = build({**config, **cut(4, accumulation), "aot_scope": scope})
+    with counting_forwards(trainer.model) as seen:
+        trainer.train()
+    assert seen == [True] * (4 * accumulation * passes)
+
+
+def test_accumulation_costs_one_scoring_pass_without_gradients(build, config):
+    trainer = build({**config, **cut(4, 3), "max_steps": 2})
+    with counting_forwards(trainer.model) as seen:
+        trainer.train()
+    assert seen == ([False] * 3 + [True] * 3) * 2
+
+
+def test_the_same_yaml_twice_gives_the_same_losses(build, config, adapter):
+    histories = []
+    for _ in range(2):
+        torch.manual_seed(torch.seed() % 2**32)  # whatever state the process is in
+        trainer = build({**config, **adapter, **cut(2, 4), "max_steps": 6})
+        trainer.train()
+        histories.append((column(trainer, "loss"), column(trainer, "grad_norm")))
+    assert histories[0] == histories[1]
+
+
+class Poison(TrainerCallback):
+    """Makes the policy's output NaN after the first step, as a diverged run would."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        next(p for n, p in model.named_parameters() if "norm" in n).data.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_policy_that_is_not_finite_stops_the_run(build, config, accumulation):
+    trainer = build({**config, **cut(4, accumulation)})
+    trainer.add_callback(Poison())
+    with pytest.raises(FloatingPointError, match=r"step 2: .* under the policy .*learning_rate"):
+        trainer.train()
+
+
+def test_a_reference_that_is_not_finite_stops_the_run(build, config, tiny_model, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.model.norm.weight.data[0] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "broken" / name).write_bytes((tiny_model / name).read_bytes())
+    trainer = build({**config, "base_model": str(tmp_path / "broken")})
+    with pytest.raises(FloatingPointError, match=r"step 1: .* under the reference .*base model"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_with_one_label_has_no_loss_and_no_gradient(build, unpaired_config, tmp_path, accumulation):
+    rows = unpair(make_pairs(40), only=False) + unpair(make_pairs(1), only=True)
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    entry = {**unpaired_config["datasets"][0], "path": str(tmp_path / "rows.jsonl")}
+    trainer = build({**unpaired_config, "datasets": [entry], **cut(1, accumulation), "max_steps": 5})
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.train()
+    labels = column(trainer, "dominance/one_label_steps")
+    assert labels == [1, 2, 3, 4, 5]  # a fixed seed, under which the one positive comes later
+    assert column(trainer, "loss") == [0] * 5
+    assert column(trainer, "grad_norm") == [0] * 5
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_steps_with_both_labels_are_not_counted(build, unpaired_config):
+    trainer = build({**unpaired_config, **cut(16, 1)})
+    trainer.train()
+    assert column(trainer, "dominance/one_label_steps") == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_data_with_one_label_only_are_refused(build, unpaired_config, tmp_path, label):
+    write_jsonl(tmp_path / "rows.jsonl", unpair(make_pairs(8), only=label))
+    entry = {**unpaired_config["datasets"][0], "path": str(tmp_path / "rows.jsonl")}
+    with pytest.raises(ValueError, match=f"datasets: no row with `label: {str(not label).lower()}`"):
+        build({**unpaired_config, "datasets": [entry]})
+
+
+# --- Evaluation and the reference ----------------------------------------------------------------
+
+
+@pytest.fixture
+def with_evaluation(config, tmp_path):
+    pairs = make_pairs(23, seed=9)  # divides by no batch size
+    rows = pairs if config["rl"] == "aot" else unpair(pairs)[:-3]
+    write_jsonl(tmp_path / "eval.jsonl", rows)
+    entry = {"path": str(tmp_path / "eval.jsonl"), "split": "train", "type": {"field_prompt": "prompt"}}
+    return {**config, "test_datasets": [entry], "eval_steps": 4, "val_set_size": None}
+
+
+def test_evaluation_is_over_the_whole_set_at_once(build, with_evaluation, tiny_model):
+    results = []
+    for batch_size in (1, 3, 8):
+        trainer = build({**with_evaluation, "eval_batch_size": batch_size})
+        trainer.train()
+        logs = [e for e in trainer.state.log_history if "eval_loss" in e]
+        assert len(logs) == 2  # at the start and at the end
+        assert logs[0]["eval_loss"] == pytest.approx(0.693147, rel=1e-4)
+        results.append({k: v for k, v in logs[1].items() if k.split("/")[0] in EVAL_GROUPS})
+    assert {"eval_loss", "eval_dominance/violation", "eval_rewards/margins"} <= set(results[0])
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-5, abs=1e-6)
+
+    policy = trainer.model.double()
+    reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+    samples = paired_samples if with_evaluation["rl"] == "aot" else unpaired_samples
+    with torch.no_grad():
+        upper, lower = samples(policy, reference, list(trainer.eval_dataset))
+    assert results[0]["eval_loss"] == pytest.approx(logistic_by_hand(upper, lower, 0.1).item(), rel=1e-5)
+
+
+EVAL_GROUPS = {"eval_loss", "eval_dominance", "eval_rewards", "eval_logps"}
+
+
+def test_a_precomputed_reference_gives_the_same_run(build, config, adapter):
+    runs = []
+    for precompute in (False, True):
+        trainer = build({**config, **adapter, **cut(4, 2), "precompute_ref_log_probs": precompute})
+        assert ("ref_logps" in json.dumps(trainer.train_dataset.column_names)) is (
+            precompute and config["rl"] == "aot_unpaired"
+        )
+        trainer.train()
+        runs.append(trainer)
+    for key in ("loss", "grad_norm"):
+        assert column(runs[0], key) == pytest.approx(column(runs[1], key), rel=1e-5)
+
+
+def test_full_fine_tuning_uses_the_reference_that_axolotl_loaded(build, unpaired_config):
+    trainer = build({**unpaired_config, "base_model_config": None})
+    assert trainer.ref_model is not None
+    assert {p.dtype for p in trainer.ref_model.parameters()} == {p.dtype for p in trainer.model.parameters()}
+    trainer.train()
+    first = steps(trainer)[0]
+    assert (first["rewards/chosen"], first["rewards/rejected"]) == (0, 0)
+
+
+def test_kto_advice_on_label_weights_is_not_given(build, unpaired_config, caplog):
+    with caplog.at_level("WARNING", logger="trl"):
+        build(unpaired_config)
+        assert "desirable_weight" not in caplog.text
+        # the same data under axolotl's kto: the advice exists, so that its absence above says something
+        plain = {k: v for k, v in unpaired_config.items() if k != "plugins"}
+        build({**plain, "rl": "kto", "remove_unused_columns": False})
+        assert "desirable_weight" in caplog.text

@@ -219,7 +219,7 @@ def answer_rates(
 # --- The files -----------------------------------------------------------------------------------
 
 
-def write_quickstart(folder: Path, progress: Progress = iter) -> list[Path]:
+def write_quickstart(folder: Path, base_steps: int = BASE_STEPS, progress: Progress = iter) -> list[Path]:
     """Write model, data and YAMLs into `folder`; a base model that is already there is kept.
 
     Returns the YAMLs' paths. The same files come out on every run.
@@ -239,7 +239,7 @@ def write_quickstart(folder: Path, progress: Progress = iter) -> list[Path]:
         yamls.append(path)
     if not (folder / "base").is_dir():
         tokenizer = make_tokenizer()
-        model = make_base_model(tokenizer, progress=progress)
+        model = make_base_model(tokenizer, base_steps, progress)
         unfinished = folder / "base.unfinished"  # so that an interrupted run leaves no half a model
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save_pretrained(unfinished)

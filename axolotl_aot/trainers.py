@@ -113,7 +113,9 @@ class AOTUnpairedTrainer(EffectiveBatchMixin, AxolotlKTOTrainer):
             )
 
     def _pack(self, policy: Tensor, reference: Tensor, batch: dict[str, Any]) -> Tensor:
-        return torch.stack([policy, reference, batch["label"].to(policy)], dim=1)
+        # a tensor in TRL 1.9, a list of bools in 1.8
+        label = torch.as_tensor(batch["label"], dtype=policy.dtype, device=policy.device)
+        return torch.stack([policy, reference, label], dim=1)
 
     def _unpack(self, rows: Tensor) -> Completions:
         policy, reference, label = rows.unbind(dim=1)

@@ -1,5 +1,6 @@
 """A tiny real Llama with its own tokenizer, tiny data, and a way to run YAMLs through axolotl."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -91,8 +92,17 @@ def qlora() -> dict:
     return dict(QLORA)
 
 
+@pytest.fixture(scope="session")
+def axolotl_imported() -> None:
+    """axolotl collects garbage often; what the imports left behind need not be looked at each time."""
+    import axolotl.core.builders
+    import axolotl.train  # noqa: F401
+
+    gc.freeze()
+
+
 @pytest.fixture
-def load(tmp_path):
+def load(tmp_path, axolotl_imported):
     """A config dict, written to a YAML and loaded as axolotl's commands load it."""
     from axolotl.cli.config import load_cfg
 

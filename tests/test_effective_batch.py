@@ -50,10 +50,14 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(build, config, adapter, opti
 def test_the_scope_makes_a_difference(build, paired_config):
     losses = {}
     for scope in ("effective_batch", "micro_batch"):
-        trainer = build({**paired_config, **cut(1, 16), "aot_scope": scope})
+        trainer = build(
+            {**paired_config, **cut(1, 16), "aot_scope": scope, "max_steps": 2, "learning_rate": 5e-3}
+        )
         trainer.train()
         losses[scope] = column(trainer, "loss")
-    assert losses["effective_batch"][1:] != pytest.approx(losses["micro_batch"][1:], rel=1e-3)
+    # the first steps agree, all differences being zero; then sorting lowers the mean of a convex cost
+    assert losses["effective_batch"][0] == pytest.approx(losses["micro_batch"][0], rel=1e-6)
+    assert losses["effective_batch"][1] < losses["micro_batch"][1] - 1e-4
 
 
 def test_a_last_step_with_fewer_micro_batches(build, paired_config):
@@ -372,7 +376,7 @@ def test_a_precomputed_reference_gives_the_same_run(build, config, adapter):
 
 
 def test_full_fine_tuning_uses_the_reference_that_axolotl_loaded(build, unpaired_config):
-    trainer = build({**unpaired_config, "base_model_config": None})
+    trainer = build(unpaired_config)
     assert trainer.ref_model is not None
     assert {p.dtype for p in trainer.ref_model.parameters()} == {p.dtype for p in trainer.model.parameters()}
     trainer.train()

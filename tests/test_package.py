@@ -1,0 +1,92 @@
+"""What is shipped: wheel, sdist, dependencies, entry points; and which module imports what."""
+
+import ast
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import entry_points, requires
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "axolotl_aot"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def test_wheel_and_sdist_hold_the_package_and_its_licence(built):
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    modules = {f"axolotl_aot/{p.name}" for p in PACKAGE.glob("*.py")}
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert modules <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.startswith("tests/") for name in names)
+    with tarfile.open(sdist) as archive:
+        inside = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert modules | {"LICENSE", "README.md", "pyproject.toml"} <= inside
+
+
+def test_the_loss_needs_only_torch_and_scipy(built, tmp_path):
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    script = (
+        "import sys, torch; from axolotl_aot.dominance import dominance_loss\n"
+        "print(dominance_loss(torch.ones(2), torch.zeros(3), beta=1.0).item())\n"
+        "heavy = {'axolotl', 'transformers', 'trl', 'peft', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert float(run.stdout) == pytest.approx(0.3132617)
+
+
+def test_axolotl_is_the_only_dependency():
+    assert [r for r in requires("axolotl-aot") if "extra ==" not in r] == ["axolotl<0.20,>=0.18"]
+
+
+def test_commands_are_registered_with_axolotl():
+    from axolotl.cli.main import cli
+
+    names = {e.name for e in entry_points(group="axolotl.cli_commands") if e.value.startswith("axolotl_aot.")}
+    assert names == {"aot-quickstart"}
+    assert names <= set(cli.list_commands(None))
+
+
+# From the bottom up; a module may import those before it in this list, and no others of the package.
+LAYERS = (
+    "dominance",
+    "logprobs",
+    "quickstart",
+    "config",
+    "handover",
+    "effective_batch",
+    "trainers",
+    "plugin",
+    "cli",
+)
+
+
+def test_every_module_has_its_layer():
+    assert {p.stem for p in PACKAGE.glob("*.py")} == {*LAYERS, "__init__"}
+
+
+@pytest.mark.parametrize("module", LAYERS)
+def test_imports_run_downwards(module):
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    assert ast.get_docstring(tree), "what lives here and what it may import"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "axolotl_aot":
+            targets = [node.module.partition(".")[2]] if "." in node.module else [a.name for a in node.names]
+            for target in targets:
+                assert target in LAYERS[: LAYERS.index(module)], f"{module} imports {target}"

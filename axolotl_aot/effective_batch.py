@@ -207,14 +207,21 @@ class EffectiveBatchMixin:
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
-        """No gradients, no dropout, no gradient checkpointing; the mode before is restored."""
+        """No gradients, no dropout, no noise, no gradient checkpointing; the mode before is restored."""
         training = self.model.training
-        self.model.eval()
+        self.model.train(self._must_score_in_training_mode())
         try:
             with torch.no_grad():
                 yield
         finally:
             self.model.train(training)
+
+    def _must_score_in_training_mode(self) -> bool:
+        """bitsandbytes repacks 4-bit weights at their first forward pass in evaluation mode on a CPU with
+        AVX-512 BF16, and from then on lets no gradient through them. TRL switches dropout off anyway.
+        """
+        # transformers sets the attribute on 4-bit models only
+        return self.accelerator.device.type == "cpu" and getattr(self.model, "is_loaded_in_4bit", False)
 
     def _logprobs(self, model: nn.Module, batch: dict[str, Any], **kwargs: Any) -> tuple[Tensor, Any]:
         inputs = {k: v for k, v in batch.items() if k not in NOT_FOR_THE_MODEL and k != SCORED}
@@ -289,7 +296,7 @@ class EffectiveBatchMixin:
     ) -> tuple[None, None, None]:
         """Collect the batch's rows; loss and metrics come from all of them together."""
         batch = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with self._scoring(), self.compute_loss_context_manager():
             policy, _ = self._logprobs(model, batch)
         rows = self._pack(policy, self._reference_logprobs(batch), batch)
         self._eval_rows.append(self.accelerator.gather_for_metrics(rows))

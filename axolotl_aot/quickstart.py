@@ -97,6 +97,10 @@ seed: 42
 bf16: false
 fp16: false
 attn_implementation: sdpa
+lora_mlp_kernel: false
+lora_qkv_kernel: false
+lora_o_kernel: false
+lora_embedding_kernel: false
 special_tokens:
   pad_token: <pad>
 """

@@ -78,7 +78,17 @@ def unpaired_config(base_config, data) -> dict:
     return {**base_config, "rl": "aot_unpaired", "rl_beta": 0.1, "datasets": [entry]}
 
 
-LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
+LORA = {
+    "adapter": "lora",
+    "lora_r": 4,
+    "lora_alpha": 8,
+    "lora_target_linear": True,
+    # axolotl switches its Triton kernels on for `axolotl inference`; they need a GPU
+    "lora_mlp_kernel": False,
+    "lora_qkv_kernel": False,
+    "lora_o_kernel": False,
+    "lora_embedding_kernel": False,
+}
 QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 
 

@@ -212,6 +212,19 @@ def test_micro_batch_scope_is_trls_aot_unpaired(build, paired_config, unpaired_c
         assert column(ours, key) == pytest.approx(column(trls, key), rel=2e-5, abs=1e-6), key
 
 
+def test_micro_batch_scope_is_trls_aot_on_4_bit_weights(build, paired_config, qlora):
+    config = {**paired_config, **qlora, **cut(4, 2), "aot_scope": "micro_batch", "max_steps": 6}
+    config["learning_rate"] = 1e-2
+    ours, trls = build(config), build(plain_dpo(config, "aot"))
+    adapter = {n: p for n, p in ours.model.state_dict().items() if "lora_" in n}
+    assert adapter
+    trls.model.load_state_dict(adapter, strict=False)  # TRL draws its own before it sets the seed
+    ours.train(), trls.train()
+    assert abs(column(ours, "rewards/margins")[-1]) > 1e-2
+    for key in ("loss", "grad_norm", *METRICS_AS_TRL):
+        assert column(ours, key) == pytest.approx(column(trls, key), rel=1e-3, abs=1e-4), key
+
+
 def test_the_router_loss_of_a_mixture_of_experts_is_trls(build, paired_config, tmp_path):
     from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -357,6 +370,17 @@ def test_evaluation_is_over_the_whole_set_at_once(build, with_evaluation, tiny_m
     with torch.no_grad():
         upper, lower = samples(policy, reference, list(trainer.eval_dataset))
     assert results[0]["eval_loss"] == pytest.approx(logistic_by_hand(upper, lower, 0.1).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
+def test_evaluating_in_between_changes_nothing(build, with_evaluation, lora, qlora, kind):
+    adapter = {"full": {}, "lora": lora, "qlora": qlora}[kind]
+    losses = []
+    for eval_steps in (1, 4):
+        trainer = build({**with_evaluation, **adapter, **cut(4, 2), "eval_steps": eval_steps})
+        trainer.train()
+        losses.append((column(trainer, "loss"), column(trainer, "grad_norm")))
+    assert losses[0] == losses[1]
 
 
 EVAL_GROUPS = {"eval_loss", "eval_dominance", "eval_rewards", "eval_logps"}

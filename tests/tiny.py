@@ -68,9 +68,9 @@ def make_tokenizer(text: list[str], vocab_size: int = 300) -> PreTrainedTokenize
     )
 
 
-def make_model(folder: Path, **overrides) -> None:
+def make_model(folder: Path, text: list[str] | None = None, vocab_size: int = 300) -> None:
     """A 2-layer Llama with random weights, and its tokenizer, saved to `folder`."""
-    tokenizer = make_tokenizer([" ".join(WORDS)])
+    tokenizer = make_tokenizer(text or [" ".join(WORDS)], vocab_size)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -82,7 +82,6 @@ def make_model(folder: Path, **overrides) -> None:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **overrides,
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)

@@ -1,0 +1,129 @@
+"""What follows training: adapters on disk, `axolotl evaluate`, `merge-lora`, `inference`, `preprocess`."""
+
+import csv
+import io
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.helpers import column, steps
+from tests.tiny import make_pairs, unpair, write_jsonl
+
+
+@pytest.fixture(params=["paired", "unpaired"])
+def config(request, paired_config, unpaired_config, tmp_path):
+    config = {"paired": paired_config, "unpaired": unpaired_config}[request.param]
+    pairs = make_pairs(7, seed=5)
+    rows = pairs if request.param == "paired" else unpair(pairs)
+    path = write_jsonl(tmp_path / "eval.jsonl", rows)
+    entry = {"path": str(path), "split": "train", "type": {"field_prompt": "prompt"}}
+    return {**config, "test_datasets": [entry], "val_set_size": None, "eval_steps": 6, "max_steps": 6}
+
+
+def cli(command: str, config: dict, tmp_path: Path, **kwargs) -> None:
+    """One of axolotl's commands on a YAML, in this process."""
+    from importlib import import_module
+
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    import_module(f"axolotl.cli.{command}").do_cli(str(path), **kwargs)
+
+
+@pytest.fixture
+def arguments(monkeypatch):
+    # the commands parse sys.argv, which here is pytest's
+    monkeypatch.setattr(sys, "argv", ["axolotl"])
+
+
+def evaluation(output_dir: str) -> dict[str, float]:
+    """The column "validation" of what `axolotl evaluate` writes."""
+    with (Path(output_dir) / "eval_summary.csv").open() as file:
+        return {row["metric"]: float(row["validation"]) for row in csv.DictReader(file) if row["validation"]}
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+def test_adapter_from_training_to_inference(
+    run, config, kind, lora, qlora, tmp_path, arguments, monkeypatch, capsys
+):
+    config = {**config, **{"lora": lora, "qlora": qlora}[kind], "gradient_accumulation_steps": 2}
+    trainer = run(config)
+    first, last = steps(trainer)[0], [e for e in trainer.state.log_history if "eval_loss" in e][-1]
+    assert (first["rewards/chosen"], first["rewards/rejected"]) == (0, 0)
+    assert last["eval_rewards/margins"] != 0
+
+    # what was saved is what was trained
+    base = AutoModelForCausalLM.from_pretrained(config["base_model"])
+    trained = dict(trainer.model.named_parameters())
+    saved = dict(PeftModel.from_pretrained(base, config["output_dir"]).named_parameters())
+    matrices = [name for name in trained if "lora_B" in name]
+    assert matrices and all(trained[name].abs().sum() > 0 for name in matrices)
+    for name in matrices:
+        assert torch.equal(saved[name], trained[name].to(saved[name].dtype)), name
+
+    # axolotl evaluate: the trained adapter against the model without it
+    cli("evaluate", config, tmp_path)
+    metrics = evaluation(config["output_dir"])
+    tolerance = {"rel": 1e-5, "abs": 1e-6} if kind == "lora" else {"rel": 2e-2, "abs": 2e-2}
+    for name in ("loss", "rewards/margins", "dominance/violation"):
+        assert metrics[name] == pytest.approx(last[f"eval_{name}"], **tolerance), name
+
+    # axolotl merge-lora: the merged model answers as base and adapter do together
+    cli("merge_lora", config, tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(Path(config["output_dir"]) / "merged")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    base_logits = AutoModelForCausalLM.from_pretrained(config["base_model"])(ids).logits
+    merged_logits = merged(ids).logits
+    assert (merged_logits - base_logits).abs().max() > 1e-3
+    if kind == "lora":
+        trainer.model.eval()
+        assert torch.allclose(merged_logits, trainer.model(ids).logits, atol=1e-3)
+
+    # axolotl inference; with 4-bit weights it fails on a CPU, in axolotl's cast of the packed weights
+    if kind == "qlora":
+        return
+    monkeypatch.setattr(sys, "stdin", io.StringIO("red? "))
+    cli("inference", {**config, "lora_model_dir": config["output_dir"]}, tmp_path)
+    assert "Give me an instruction" in capsys.readouterr().out
+
+
+def test_qlora_learns(build, config, qlora):
+    more = {"max_steps": 40, "num_epochs": 40, "micro_batch_size": 16, "learning_rate": 1e-2}
+    trainer = build({**config, **qlora, **more})
+    base_layer = trainer.model.base_model.model.model.layers[0].mlp.up_proj.base_layer
+    assert type(base_layer).__name__ == "Linear4bit" and base_layer.weight.quant_state is not None
+    trainer.train()
+    losses = column(trainer, "loss")
+    assert sum(losses[-5:]) / 5 < 0.6 * losses[0]
+
+
+def test_evaluating_before_training_says_so(config, lora, tmp_path, arguments):
+    with pytest.raises(ValueError, match=r"no trained adapter in .*train first"):
+        cli("evaluate", {**config, **lora}, tmp_path)
+
+
+def test_training_on_from_an_adapter_is_refused(build, config, lora):
+    with pytest.raises(ValueError, match=r"`lora_model_dir: /some/adapter`.*merge"):
+        build({**config, **lora, "lora_model_dir": "/some/adapter"})
+
+
+def test_preprocess_prepares_what_train_then_uses(config, build, tmp_path, arguments, caplog):
+    config = {**config, "dataset_prepared_path": str(tmp_path / "prepared")}
+    cli("preprocess", config, tmp_path)
+    assert list((tmp_path / "prepared").rglob("*.arrow"))
+    with caplog.at_level("INFO", logger="axolotl"):
+        build(config)
+    assert "Loading prepared dataset from disk" in caplog.text
+
+
+def test_full_fine_tuning_saves_the_trained_model(run, config):
+    trainer = run(config)
+    saved = AutoModelForCausalLM.from_pretrained(config["output_dir"]).state_dict()
+    base = AutoModelForCausalLM.from_pretrained(config["base_model"]).state_dict()
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(saved[name], parameter), name
+    assert any(not torch.equal(saved[name], base[name]) for name in saved)

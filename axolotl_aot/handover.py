@@ -1,12 +1,17 @@
-"""What the plugin hands to the trainer that axolotl builds.
+"""What the plugin hands to the trainer that axolotl builds, and the rescue of an interrupted adapter.
 
-May import `axolotl_aot.config`; transformers and peft.
+May import `axolotl_aot.config`; axolotl, transformers and peft.
 """
 
+import signal
+import sys
 from pathlib import Path
+from threading import current_thread, main_thread
+from typing import Any
 
+from axolotl.utils.distributed import cleanup_distributed
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
 
 from axolotl_aot.config import AOTArgs, AOTConfigError
 
@@ -30,6 +35,7 @@ class AOTSetup(TrainerCallback):
         self.reference = reference
         self.adapter_dir = adapter_dir
         self.lora_model_dir = lora_model_dir
+        self._previous_handler: Any = None
 
     @classmethod
     def among(cls, callbacks: list[TrainerCallback] | None) -> "AOTSetup":
@@ -62,3 +68,29 @@ class AOTSetup(TrainerCallback):
                 f"no trained adapter in {self.adapter_dir}: train first, or set lora_model_dir"
             )
         return PeftModel.from_pretrained(model, self.adapter_dir)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """On Ctrl-C, save the adapter: axolotl's own handler saves the base model that it loaded.
+
+        Sharded engines are left to axolotl, since one process alone cannot save there; so is a worker
+        that trains in a thread, where Python takes no signals.
+        """
+        if not self.adapter_dir or args.fsdp or args.deepspeed:
+            return
+        if not state.is_local_process_zero or current_thread() is not main_thread():
+            return
+
+        def save_and_exit(signum: int, frame: Any) -> None:
+            model.save_pretrained(args.output_dir)
+            cleanup_distributed()
+            sys.exit(0)
+
+        self._previous_handler = signal.signal(signal.SIGINT, save_and_exit)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Give Ctrl-C back to axolotl."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None

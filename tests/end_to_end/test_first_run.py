@@ -1,0 +1,76 @@
+"""The first run as a user has it: axolotl's real commands, each in its own process."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+AXOLOTL = Path(sys.executable).with_name("axolotl")
+ENVIRONMENT = {**os.environ, "PATH": f"{AXOLOTL.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def axolotl(*arguments: str) -> str:
+    command = [str(AXOLOTL), *arguments]
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("first") / "run"
+    axolotl("aot-quickstart", str(folder))
+    return folder
+
+
+def test_alignment_moves_the_answers_from_wrong_to_right(folder):
+    for method in ("aot", "aot_unpaired"):
+        axolotl("train", str(folder / f"{method}.yml"))
+    table = axolotl("aot-quickstart", str(folder), "--rates")
+    rows = re.findall(r"^(\w+) +([\d.]+)% +([\d.]+)% +([\d.]+)%$", table, re.MULTILINE)
+    rates = {name: [float(rate) for rate in row] for name, *row in rows}
+    assert set(rates) == {"base", "aot", "aot_unpaired"}
+    right, wrong, malformed = rates.pop("base")
+    assert 40 <= right <= 60 and 40 <= wrong <= 60
+    for method, row in rates.items():
+        assert row[0] >= 85, method
+        assert row[2] <= malformed + 5, method
+
+
+def test_a_mistake_in_the_yaml_is_told_in_the_last_line(folder):
+    path = folder / "mistake.yml"
+    path.write_text((folder / "aot.yml").read_text() + "\naot_penalty: squared-hinge\n")
+    run = subprocess.run(
+        [str(AXOLOTL), "train", str(path), "--launcher", "python"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode != 0
+    assert run.stderr.strip().splitlines()[-1].endswith("Did you mean 'squared_hinge'?")
+
+
+def test_an_interrupted_run_leaves_its_adapter(folder):
+    path = folder / "long.yml"
+    output = folder / "outputs" / "interrupted"
+    text = (folder / "aot.yml").read_text().replace("max_steps: 50", "max_steps: 100000")
+    path.write_text(text.replace(str(folder / "outputs" / "aot"), str(output)))
+    command = [str(AXOLOTL), "train", str(path), "--launcher", "python"]
+    process = subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    for line in process.stdout:
+        if "'learning_rate'" in line and "'grad_norm'" in line:
+            break
+        assert time.monotonic() < deadline, "no step was logged"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    adapter = load_file(output / "adapter_model.safetensors")
+    assert any(matrix.abs().sum() > 0 for name, matrix in adapter.items() if "lora_B" in name)

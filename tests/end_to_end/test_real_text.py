@@ -1,4 +1,4 @@
-"""Real answers to real instructions, where the data are at hand: `AOT_REAL_DATA` names their folder."""
+"""Real answers to real instructions, from the folder that `AOT_REAL_DATA` names."""
 
 import json
 import os
@@ -9,10 +9,10 @@ import pytest
 from tests.helpers import column
 from tests.tiny import make_model, write_jsonl
 
-DATA = Path(os.environ.get("AOT_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("AOT_REAL_DATA", "no folder named by AOT_REAL_DATA"))
 PAIRS, SCORED = DATA / "pairs.jsonl", DATA / "scored.jsonl"
 
-needs_data = pytest.mark.skipif(not PAIRS.is_file(), reason=f"no real data in {DATA}")
+needs_data = pytest.mark.skipif(not PAIRS.is_file(), reason=f"no real data: {DATA}")
 
 
 @pytest.fixture

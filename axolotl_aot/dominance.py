@@ -191,16 +191,7 @@ def dominance_loss(
         ValueError: an empty or non-finite sample, weights that are negative, non-finite, all zero or
             of another shape, an unknown option, or a number outside its range.
     """
-    _require_choice("penalty", penalty, PENALTIES)
-    _require_choice("dominance", dominance, DOMINANCES)
-    if not beta > 0:
-        raise ValueError(f"beta must be positive, got {beta}")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
-    if label_smoothing and penalty not in SMOOTHABLE_PENALTIES:
-        raise ValueError(
-            f"label_smoothing needs penalty {' or '.join(SMOOTHABLE_PENALTIES)}, got {penalty!r}"
-        )
+    _require_objective(beta, penalty, dominance, label_smoothing)
     steps = quantile_steps(
         upper,
         lower,
@@ -248,6 +239,19 @@ def _require_choice(name: str, value: str, choices: Iterable[str]) -> None:
         close = get_close_matches(str(value), choices, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown {name} {value!r}: must be one of {', '.join(choices)}.{hint}")
+
+
+def _require_objective(beta: float, penalty: str, dominance: str, label_smoothing: float) -> None:
+    _require_choice("penalty", penalty, PENALTIES)
+    _require_choice("dominance", dominance, DOMINANCES)
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must lie in [0, 0.5), got {label_smoothing}")
+    if label_smoothing and penalty not in SMOOTHABLE_PENALTIES:
+        raise ValueError(
+            f"label_smoothing needs penalty {' or '.join(SMOOTHABLE_PENALTIES)}, got {penalty!r}"
+        )
 
 
 def _require_sample(name: str, sample: Tensor) -> None:

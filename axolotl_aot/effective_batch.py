@@ -233,6 +233,12 @@ class EffectiveBatchMixin:
             return precomputed
         return self._score_reference(self.ref_model or self.model, batch)
 
+    def _precompute(self, *model_and_inputs: Any) -> Tensor:
+        """The reference for TRL's `compute_ref_log_probs`: (inputs) in TRL 1.8, (model, inputs) in 1.9."""
+        *given, batch = model_and_inputs
+        (model,) = given or [self.ref_model or self.model]
+        return self._score_reference(model, batch)
+
     def _score_reference(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """Log-probabilities under the reference: its own model, or the policy without its adapter."""
         with self._scoring(), self.compute_loss_context_manager():

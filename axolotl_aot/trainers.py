@@ -13,7 +13,7 @@ from axolotl.core.trainers import AxolotlKTOTrainer
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from axolotl_aot.config import AOTConfigError
@@ -67,9 +67,9 @@ class AOTTrainer(EffectiveBatchMixin, AxolotlDPOTrainer):
             return None
         return torch.cat([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])
 
-    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]):
+    def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[Tensor, Tensor]:
         """What TRL's `precompute_ref_log_probs` asks for: chosen and rejected, each (pairs,)."""
-        return self._score_reference(model, inputs).chunk(2)
+        return self._precompute(*model_and_inputs).chunk(2)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         # Past AxolotlDPOTrainer's own, which collects garbage and empties the allocator's cache after
@@ -134,9 +134,9 @@ class AOTUnpairedTrainer(EffectiveBatchMixin, AxolotlKTOTrainer):
     def _precomputed_reference(self, batch: dict[str, Any]) -> Tensor | None:
         return batch.get("ref_logps")
 
-    def compute_ref_log_probs(self, model: nn.Module, inputs: dict[str, Any]):
+    def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[Tensor, None]:
         """What TRL's `precompute_ref_log_probs` asks for: (sequences,), and no KL term."""
-        return self._score_reference(model, inputs), None
+        return self._precompute(*model_and_inputs), None
 
     def _record(self, rows: Tensor) -> None:
         super()._record(rows)

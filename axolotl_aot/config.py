@@ -128,6 +128,8 @@ def translate(cfg: MutableMapping[str, Any]) -> str | None:
     _check_foreign_keys(cfg, rl)
     _check_beta(cfg)
     _check_parallelism(cfg)
+    if cfg.get("lora_dropout"):
+        LOG.warning("lora_dropout has no effect: TRL switches dropout off for preference training")
     target = RL_TYPES[rl]
     for key, value in target.settings.items():
         if cfg.get(key) not in (None, value):

@@ -116,5 +116,13 @@ def test_a_strength_without_the_soft_sort_is_warned_of(caplog):
     assert "no effect without `aot_sort: soft`" in caplog.text
 
 
+def test_dropout_is_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        translate({"rl": "aot", "lora_dropout": 0.0})
+        assert not caplog.records
+        translate({"rl": "aot", "lora_dropout": 0.05})
+    assert "lora_dropout has no effect" in caplog.text
+
+
 def test_inference_which_takes_rl_out_of_the_yaml_is_not_refused():
     assert translate({"rl": None, "inference": True, "aot_penalty": "logistic"}) is None

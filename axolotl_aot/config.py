@@ -9,6 +9,7 @@ May import `axolotl_aot.dominance` (whose tables name the options) and pydantic;
 """
 
 import logging
+import math
 from collections.abc import MutableMapping
 from difflib import get_close_matches
 from enum import Enum
@@ -96,6 +97,7 @@ FOREIGN_KEYS = {
     "dpo_label_smoothing": "use aot_label_smoothing",
     "dpo_padding_free": "TRL has switched it off; remove it",
     "dpo_beta": "use rl_beta",
+    "pad_to_multiple_of": "axolotl's collator for it does not fit TRL's data; remove it",
     "kto_desirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
     "kto_undesirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
     "orpo_alpha": _OTHER_LOSS,
@@ -211,11 +213,14 @@ def _check_beta(cfg: MutableMapping[str, Any]) -> None:
     trl_beta = (cfg.get("trl") or {}).get("beta")
     if trl_beta is not None:  # axolotl would prefer it to rl_beta
         raise AOTConfigError(f"`trl: beta: {trl_beta}`: set rl_beta instead")
-    beta = cfg.get("rl_beta")
-    if beta is None:
-        cfg["rl_beta"] = DEFAULT_BETA
-    elif isinstance(beta, bool) or not isinstance(beta, int | float) or not beta > 0:
-        raise AOTConfigError(f"`rl_beta: {beta}`: must be a number above 0, such as {DEFAULT_BETA}")
+    given = cfg.get("rl_beta")
+    try:
+        beta = DEFAULT_BETA if given is None else float(given)  # YAML reads 1e-2 as a string
+    except ValueError:
+        beta = math.nan
+    if isinstance(given, bool) or not (math.isfinite(beta) and beta > 0):
+        raise AOTConfigError(f"`rl_beta: {given}`: must be a number above 0, such as {DEFAULT_BETA}")
+    cfg["rl_beta"] = beta
 
 
 def _check_parallelism(cfg: MutableMapping[str, Any]) -> None:

@@ -232,15 +232,17 @@ def write_quickstart(folder: Path, base_steps: int = BASE_STEPS, progress: Progr
         FileExistsError: the folder holds something else.
     """
     folder = folder.resolve()
-    if folder.exists() and any(folder.iterdir()) and not (folder / "data").is_dir():
+    mark = folder / "aot.yml"
+    ours = mark.is_file() and mark.read_text("utf-8").startswith(TEMPLATE.split(".")[0])
+    if folder.exists() and any(folder.iterdir()) and not ours:
         raise FileExistsError(f"{folder} is not empty and was not written by aot-quickstart")
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    _write_data(folder / "data")
     yamls = []
     for method, (rl, data) in METHODS.items():
         path = folder / f"{method}.yml"
         path.write_text(TEMPLATE.format(path=path, folder=folder, method=method, rl=rl, data=data), "utf-8")
         yamls.append(path)
+    _write_data(folder / "data")
     if not (folder / "base").is_dir():
         tokenizer = make_tokenizer()
         model = make_base_model(tokenizer, base_steps, progress)

@@ -73,6 +73,9 @@ def test_settings_have_the_documented_defaults():
         ({**AOT, "rl_beta": 0}, "`rl_beta: 0`: must be a number above 0"),
         ({**AOT, "rl_beta": -1.5}, "`rl_beta: -1.5`"),
         ({**AOT, "rl_beta": "high"}, "`rl_beta: high`"),
+        ({**AOT, "rl_beta": float("inf")}, "`rl_beta: inf`"),
+        ({**AOT, "rl_beta": True}, "`rl_beta: True`"),
+        ({**AOT, "pad_to_multiple_of": 64}, "`pad_to_multiple_of: 64`.*remove it"),
         ({**AOT, "trl": {"beta": 0.1}}, "`trl: beta: 0.1`: set rl_beta"),
         ({**AOT, "dpo_beta": 0.1}, "`dpo_beta: 0.1`.*use rl_beta"),
         ({**AOT, "dpo_loss_type": ["sigmoid"]}, r"`dpo_loss_type: \['sigmoid'\]`.*aot_penalty"),
@@ -114,6 +117,12 @@ def test_a_strength_without_the_soft_sort_is_warned_of(caplog):
         assert not caplog.records
         settings({"aot_soft_sort_strength": 0.5})
     assert "no effect without `aot_sort: soft`" in caplog.text
+
+
+def test_a_number_that_yaml_reads_as_a_string():
+    cfg = {"rl": "aot", "rl_beta": "1e-2"}
+    translate(cfg)
+    assert cfg["rl_beta"] == 0.01
 
 
 def test_dropout_is_warned_of(caplog):

@@ -56,13 +56,11 @@ class Scored:
     """What the scoring pass found out about one micro-batch.
 
     loss: the step's loss, scalar. coefficients: the loss's derivative by each sequence's
-    log-probability under the policy, shape (sequences,). reference: the sequences'
-    log-probabilities under the reference, shape (sequences,).
+    log-probability under the policy, shape (sequences,).
     """
 
     loss: Tensor
     coefficients: Tensor
-    reference: Tensor
 
 
 class EffectiveBatchMixin:
@@ -120,18 +118,14 @@ class EffectiveBatchMixin:
     def _score(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         self.optimizer.train()  # an averaging optimizer shows other weights after an evaluation
         batches = [self._prepare_inputs(batch) for batch in batches]
-        rows, references = [], []
+        rows = []
         for batch in batches:
             reference = self._reference_logprobs(batch)
             with self._scoring(), self.compute_loss_context_manager():
                 policy, _ = self._logprobs(self.model, batch)
-            references.append(reference)
             rows.append(self._pack(policy, reference, batch))
         loss, coefficients = self._objective(rows)
-        return [
-            {**batch, SCORED: Scored(loss, c, reference)}
-            for batch, c, reference in zip(batches, coefficients, references, strict=True)
-        ]
+        return [{**batch, SCORED: Scored(loss, c)} for batch, c in zip(batches, coefficients, strict=True)]
 
     def compute_loss(
         self,
@@ -153,7 +147,7 @@ class EffectiveBatchMixin:
     def _score_differentiable(self, policy: Tensor, batch: dict[str, Any]) -> Scored:
         reference = self._reference_logprobs(batch)
         loss, (coefficients,) = self._objective([self._pack(policy.detach(), reference, batch)])
-        return Scored(loss, coefficients, reference)
+        return Scored(loss, coefficients)
 
     def _objective(self, micro_batches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The loss over one sort, and each micro-batch's coefficients.

@@ -67,6 +67,11 @@ class AOTArgs(BaseModel):
         lt=0.5,
         description="Assumed share of wrong labels, for `aot_penalty: logistic`.",
     )
+    aot_stratify: bool = Field(
+        default=True,
+        description="`rl: aot_unpaired`: spread the labels evenly over the effective batches, so that "
+        "each has both.",
+    )
 
 
 class RLType(NamedTuple):

@@ -12,16 +12,20 @@ from typing import Any
 from axolotl.utils.distributed import cleanup_distributed
 from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from axolotl_aot.config import AOTArgs, AOTConfigError
 
 
-class AOTSetup(TrainerCallback):
+class AOTSetup(TrainerCallback, ExportableState):
     """What the plugin hands to the trainer, as a callback: the one thing axolotl lets it pass in.
 
     args: the YAML's `aot_` keys. reference: the reference model that axolotl loaded for full
     fine-tuning, or None. adapter_dir: where a trained adapter lies, or None without an adapter.
-    lora_model_dir: the YAML's key of that name.
+    lora_model_dir: the YAML's key of that name. auto_resume: whether axolotl chooses the checkpoint.
+
+    As an `ExportableState` it is written into every checkpoint: run_settings, what must not change when
+    a run is resumed, by YAML key; one_label_steps, how many sorts so far had one label only.
     """
 
     def __init__(
@@ -30,17 +34,45 @@ class AOTSetup(TrainerCallback):
         reference: PreTrainedModel | None = None,
         adapter_dir: str | None = None,
         lora_model_dir: str | None = None,
+        auto_resume: bool = False,
     ):
         self.args = args or AOTArgs()
         self.reference = reference
         self.adapter_dir = adapter_dir
         self.lora_model_dir = lora_model_dir
+        self.auto_resume = auto_resume
+        self.run_settings: dict[str, Any] = {}
+        self.one_label_steps = 0
         self._previous_handler: Any = None
 
     @classmethod
     def among(cls, callbacks: list[TrainerCallback] | None) -> "AOTSetup":
         """The setup among a trainer's callbacks; one of defaults where there is none."""
         return next((c for c in callbacks or [] if isinstance(c, cls)), None) or cls()
+
+    def state(self) -> dict[str, Any]:
+        """What transformers writes into a checkpoint's trainer state."""
+        saved = {"run_settings": self.run_settings, "one_label_steps": self.one_label_steps}
+        return {"args": {}, "attributes": saved}
+
+    def restore(self, saved: dict[str, Any], checkpoint: str) -> None:
+        """Go on from the `attributes` of a `state`.
+
+        Raises:
+            AOTConfigError: it was trained with other settings; the message names each difference.
+        """
+        before = saved["run_settings"]
+        changed = [
+            f"`{key}: {self.run_settings.get(key)}` (the checkpoint: {before.get(key)})"
+            for key in {**before, **self.run_settings}
+            if before.get(key) != self.run_settings.get(key)
+        ]
+        if changed:
+            raise AOTConfigError(
+                f"cannot resume from {checkpoint} with other settings: {', '.join(changed)}. Set them back, "
+                "or start a new run, with another output_dir and without resuming"
+            )
+        self.one_label_steps = saved["one_label_steps"]
 
     def with_trained_adapter(
         self, model: PreTrainedModel, peft_config: PeftConfig | None

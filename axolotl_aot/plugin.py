@@ -59,5 +59,6 @@ class AOTPlugin(BasePlugin):
                 reference=last_loaded if last_loaded is not model else None,
                 adapter_dir=(cfg.lora_model_dir or cfg.output_dir) if cfg.adapter else None,
                 lora_model_dir=cfg.lora_model_dir,
+                auto_resume=bool(cfg.auto_resume_from_checkpoints and not cfg.resume_from_checkpoint),
             )
         ]

@@ -1,9 +1,9 @@
 """The trainers behind `rl: aot` and `rl: aot_unpaired`: axolotl's own DPO and KTO trainers, with the
 dominance loss in place of theirs.
 
-What is common to both, the loss over the effective batch, is in `axolotl_aot.effective_batch`; here
-stands how a row of either kind of data becomes samples. May import that, `config` and `handover`;
-axolotl.
+What is common to both is put together from `axolotl_aot.effective_batch`, `evaluation` and `resume`;
+besides, here stands how a row of either kind of data becomes samples. May import those, `config`,
+`handover`, `sampling` and `scoring`; axolotl.
 """
 
 from typing import Any, ClassVar
@@ -14,13 +14,19 @@ from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 
 from axolotl_aot.config import AOTConfigError
-from axolotl_aot.effective_batch import Completions, EffectiveBatchMixin
+from axolotl_aot.effective_batch import EffectiveBatchMixin
+from axolotl_aot.evaluation import EvaluationMixin
 from axolotl_aot.handover import AOTSetup
+from axolotl_aot.resume import ResumeMixin
+from axolotl_aot.sampling import ShuffledSampler, StratifiedSampler
+from axolotl_aot.scoring import Completions
 
 LOG = get_logger(__name__)
+
+BATCH_KEYS = "micro_batch_size x gradient_accumulation_steps x processes"
 
 PAPER = {
     "title": "Distributional Preference Alignment of LLMs via Optimal Transport",
@@ -36,12 +42,38 @@ PAPER = {
 }
 
 
-class AOTTrainer(EffectiveBatchMixin, AxolotlDPOTrainer):
+class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
+    """What AOT makes of a TRL trainer; `rl` is its type in the YAML."""
+
+    rl: ClassVar[str]
+
+    def __init__(self, model: PreTrainedModel, *args: Any, callbacks: list | None = None, **kwargs: Any):
+        self.setup = AOTSetup.among(callbacks)
+        self.aot = self.setup.args
+        # LoRA's matrices are drawn in TRL's __init__, before Trainer sets the seed
+        set_seed(kwargs["args"].seed)
+        model = self.setup.with_trained_adapter(model, kwargs.get("peft_config"))
+        callbacks = [*(c for c in callbacks or [] if c is not self.setup), self.setup]
+        super().__init__(model, *args, callbacks=callbacks, **kwargs)
+        if self.setup.adapter_dir and "ref" in self.accelerator.unwrap_model(self.model).peft_config:
+            # TRL takes a loaded adapter for the start of training and copies it as the reference;
+            # the reference of a trained AOT adapter is the model without it
+            self.model.delete_adapter("ref")
+
+    def _run_settings(self) -> dict[str, Any]:
+        settings = {"rl": self.rl, "rl_beta": self.beta, **self.aot.model_dump()}
+        if not self._whole:
+            settings["micro_batch_size"] = self._train_batch_size
+        return {**settings, BATCH_KEYS: self.effective_batch_size}
+
+
+class AOTTrainer(AOTMixin, AxolotlDPOTrainer):
     """Paired AOT: the policy's margins must dominate the reference's (arXiv 2406.05882, eq. 5).
 
     A sequence's rows are (chosen, rejected, chosen under the reference, rejected under it).
     """
 
+    rl = "aot"
     tag_names: ClassVar = ["axolotl", "aot"]
     _tag_names: ClassVar = ["trl", "aot"]
     _name = "AOT"
@@ -77,12 +109,13 @@ class AOTTrainer(EffectiveBatchMixin, AxolotlDPOTrainer):
         return super(AxolotlDPOTrainer, self).training_step(*args, **kwargs)
 
 
-class AOTUnpairedTrainer(EffectiveBatchMixin, AxolotlKTOTrainer):
+class AOTUnpairedTrainer(AOTMixin, AxolotlKTOTrainer):
     """Unpaired AOT: the positives' rewards must dominate the negatives' (arXiv 2406.05882, eq. 7).
 
     A sequence's rows are (log-probability, the same under the reference, label).
     """
 
+    rl = "aot_unpaired"
     tag_names: ClassVar = ["axolotl", "aot"]
     _tag_names: ClassVar = ["trl", "aot"]
     _name = "AOT unpaired"
@@ -92,8 +125,8 @@ class AOTUnpairedTrainer(EffectiveBatchMixin, AxolotlKTOTrainer):
     def __init__(self, model: PreTrainedModel, ref_model: PreTrainedModel | None = None, **kwargs):
         # axolotl loads a reference for full fine-tuning and does not hand it to its KTO trainer
         ref_model = ref_model or AOTSetup.among(kwargs.get("callbacks")).reference
-        self._one_label_steps = 0
         super().__init__(model, ref_model, **kwargs)
+        self._require_two_samples()
         self._require_both_labels("datasets", self.train_dataset)
         if self.eval_dataset is not None:
             self._require_both_labels("test_datasets or val_set_size", self.eval_dataset)
@@ -138,13 +171,30 @@ class AOTUnpairedTrainer(EffectiveBatchMixin, AxolotlKTOTrainer):
         """What TRL's `precompute_ref_log_probs` asks for: (sequences,), and no KL term."""
         return self._precompute(*model_and_inputs), None
 
-    def _record(self, rows: Tensor) -> None:
-        super()._record(rows)
-        completions = self._unpack(rows)
-        if not (len(completions.chosen) and len(completions.rejected)):
-            self._one_label_steps += 1
-            LOG.warning_once(
-                "a step holds one label only and contributes no loss; a larger effective batch "
-                "makes that rare. dominance/one_label_steps counts such steps."
+    def _require_two_samples(self) -> None:
+        key, size = BATCH_KEYS, self.effective_batch_size
+        if not self._whole:
+            key, size = "micro_batch_size", self._train_batch_size
+        if size < 2:
+            raise AOTConfigError(
+                f"`{key}: {size}` with `aot_scope: {self.aot.aot_scope}`: one answer has one label, and "
+                "rl: aot_unpaired has nothing to compare it with; set it to 2 or more (16 is a start)"
             )
-        self._metrics["train"]["dominance/one_label_steps"] = [self._one_label_steps]
+
+    def _sampler(self, dataset: Dataset) -> ShuffledSampler:
+        if not self.aot.aot_stratify:
+            return super()._sampler(dataset)
+        size = self.effective_batch_size if self._whole else self._train_batch_size
+        return StratifiedSampler(dataset["label"], size, self._data_seed, self._epoch)
+
+    def _record(self, samples: list[Tensor]) -> None:
+        super()._record(samples)
+        for sorted_together in [torch.cat(samples)] if self._whole else samples:
+            completions = self._unpack(sorted_together)
+            if not (len(completions.chosen) and len(completions.rejected)):
+                self.setup.one_label_steps += 1
+                LOG.warning_once(
+                    "answers that are sorted together have one label only and contribute no loss; a larger "
+                    "effective batch makes that rare. dominance/one_label_steps counts such steps."
+                )
+        self._metrics["train"]["dominance/one_label_steps"] = [self.setup.one_label_steps]

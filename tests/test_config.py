@@ -43,6 +43,7 @@ def test_settings_have_the_documented_defaults():
         "aot_sort": "hard",
         "aot_soft_sort_strength": 0.1,
         "aot_label_smoothing": 0.0,
+        "aot_stratify": True,
     }
     assert settings({"aot_penalty": None}).aot_penalty == "logistic"  # an empty key in the YAML
 

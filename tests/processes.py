@@ -1,0 +1,159 @@
+"""Runs of one or several processes for the tests, without paying axolotl's imports each time.
+
+`python -m tests.processes` imports axolotl once and then, for each line of JSON on its input, forks
+the processes that torchrun would start, in torchrun's environment; each calls what
+`python -m axolotl.cli.train` calls. `Processes` is the side that the tests hold.
+"""
+
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left behind. codes: exit codes, a rank each, negative for a signal."""
+
+    folder: Path
+    codes: list[int]
+    output: str
+
+    @property
+    def logs(self) -> list[list[dict]]:
+        """Each rank's log, in the order of ranks."""
+        paths = sorted((self.folder / "out").glob("log-*.json"))
+        assert len(paths) == len(self.codes), self.output
+        return [json.loads(path.read_text()) for path in paths]
+
+    @property
+    def steps(self) -> list[list[dict]]:
+        """Each rank's log of training steps."""
+        return [[entry for entry in log if "loss" in entry] for log in self.logs]
+
+
+class Processes:
+    """Starts runs; one at a time."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.processes"],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def close(self) -> None:
+        self._server.stdin.close()
+        self._server.wait()
+
+    def run(self, command: str, config: dict, folder: Path, world: int = 1, **env: str) -> Run:
+        """Run `axolotl <command>` on the config with its output in `folder`/out."""
+        folder.mkdir(exist_ok=True)
+        path = folder / "config.yml"
+        path.write_text(yaml.safe_dump({**config, "output_dir": str(folder / "out")}))
+        env["ACCELERATE_TORCH_DEVICE"] = "cpu"  # not "cpu:0", which is another device to FSDP1
+        if world > 1 and not config.get("deepspeed"):
+            env["ACCELERATE_USE_CPU"] = "true"
+        log = folder / "output.txt"
+        job = {"command": command, "config": str(path), "world": world, "env": env, "log": str(log)}
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        codes = json.loads(self._server.stdout.readline())
+        return Run(folder, codes, log.read_text()[-5000:])
+
+    def train(self, config: dict, folder: Path, world: int = 1, **env: str) -> Run:
+        """A run of `axolotl train` that is expected to succeed."""
+        run = self.run("train", config, folder, world, **env)
+        assert set(run.codes) == {0}, run.output
+        return run
+
+
+# --- The other side ------------------------------------------------------------------------------
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _start(job: dict[str, Any], rank: int, port: int, commands: dict[str, Any]) -> int:
+    """Fork one process of a run; returns its id."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        world = str(job["world"])
+        os.environ.update(job["env"])
+        if job["world"] > 1:
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=world,
+                LOCAL_WORLD_SIZE=world,
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
+        file = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        commands[job["command"]](job["config"])
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(pids: list[int]) -> list[int]:
+    """Exit codes of the processes; when one fails, the others are killed, as torchrun does."""
+    codes: dict[int, int] = {}
+    while len(codes) < len(pids):
+        pid, status = os.wait()
+        codes[pid] = os.waitstatus_to_exitcode(status)
+        if codes[pid]:
+            for other in set(pids) - set(codes):
+                os.kill(other, signal.SIGKILL)
+    return [codes[pid] for pid in pids]
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import axolotl.common.datasets
+    import axolotl.core.builders
+    import axolotl.train  # noqa: F401
+    from accelerate import PartialState
+    from axolotl.cli.evaluate import do_cli as evaluate
+    from axolotl.cli.train import do_cli as train
+
+    import axolotl_aot.trainers  # noqa: F401
+
+    assert not PartialState._shared_state, "a child has to find its own rank"
+    gc.freeze()
+    commands = {"train": train, "evaluate": evaluate}
+    for line in sys.stdin:
+        job = json.loads(line)
+        port = _free_port()
+        codes = _wait([_start(job, rank, port, commands) for rank in range(job["world"])])
+        print(json.dumps(codes), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

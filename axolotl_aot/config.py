@@ -3,13 +3,12 @@
 axolotl's `rl:` is a closed list that its validation, data pipeline, model loader and trainer builder
 each check again. So `rl: aot` is rewritten to `rl: dpo` and `rl: aot_unpaired` to `rl: kto` before
 validation, with this package's trainer in `trainer_cls`, which is axolotl's own door for a custom
-trainer. Everything that a user can get wrong is checked here, before a model is loaded.
+trainer. All that the YAML alone shows to be wrong stops here, before a model is loaded.
 
-May import `axolotl_aot.dominance` (whose tables name the options) and pydantic; not axolotl.
+May import `axolotl_aot.checks`, `dominance` (whose tables name the options) and pydantic; not axolotl.
 """
 
 import logging
-import math
 from collections.abc import MutableMapping
 from difflib import get_close_matches
 from enum import Enum
@@ -17,6 +16,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
+from axolotl_aot.checks import (
+    AOTConfigError,
+    check_best_model,
+    check_beta,
+    check_foreign_keys,
+    check_parallelism,
+)
 from axolotl_aot.dominance import (
     DEFAULT_SOFT_SORT_STRENGTH,
     DOMINANCES,
@@ -27,13 +33,8 @@ from axolotl_aot.dominance import (
 
 LOG = logging.getLogger(__name__)
 
-DEFAULT_BETA = 0.01  # the paper's choice
 PREFIX = "aot_"
 SCOPES = ("effective_batch", "micro_batch")
-
-
-class AOTConfigError(ValueError):
-    """A YAML that AOT cannot run as it stands; the message names key, value and remedy."""
 
 
 class AOTArgs(BaseModel):
@@ -92,31 +93,6 @@ RL_TYPES = {
 # Names under which other projects know the two types.
 RL_ALIASES = {"aot_pair": "aot_unpaired", "aot_paired": "aot"}
 
-_OTHER_LOSS = "it belongs to another rl type; remove it"
-# Keys of axolotl's other RL types that AOT would have to ignore, and what to do about each.
-FOREIGN_KEYS = {
-    "dpo_loss_type": "the loss is set by aot_penalty and aot_dominance; remove it",
-    "dpo_loss_weights": "AOT has one loss, set by aot_penalty and aot_dominance; remove it",
-    "dpo_use_weighting": "weights per pair have no meaning after a sort; remove it",
-    "dpo_use_liger_kernel": "Liger's fused DPO loss is not AOT's; remove it",
-    "dpo_label_smoothing": "use aot_label_smoothing",
-    "dpo_padding_free": "TRL has switched it off; remove it",
-    "dpo_beta": "use rl_beta",
-    "pad_to_multiple_of": "axolotl's collator for it does not fit TRL's data; remove it",
-    "kto_desirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
-    "kto_undesirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
-    "orpo_alpha": _OTHER_LOSS,
-    "simpo_gamma": _OTHER_LOSS,
-    "cpo_alpha": _OTHER_LOSS,
-}
-
-# Parallelism that cuts one sequence or one matrix over processes: never tried with AOT.
-UNTRIED_PARALLELISM = (
-    "context_parallel_size",
-    "sequence_parallel_degree",
-    "tensor_parallel_size",
-)
-
 
 def translate(cfg: MutableMapping[str, Any]) -> str | None:
     """Check a raw axolotl config and rewrite its `rl: aot...`, in place, into what axolotl knows.
@@ -132,9 +108,10 @@ def translate(cfg: MutableMapping[str, Any]) -> str | None:
         _refuse_orphans(cfg)
         return None
     settings(cfg)
-    _check_foreign_keys(cfg, rl)
-    _check_beta(cfg)
-    _check_parallelism(cfg)
+    check_foreign_keys(cfg, rl)
+    check_beta(cfg)
+    check_parallelism(cfg, rl)
+    check_best_model(cfg)
     if cfg.get("lora_dropout"):
         LOG.warning("lora_dropout has no effect: TRL switches dropout off for preference training")
     target = RL_TYPES[rl]
@@ -206,35 +183,6 @@ def _refuse_orphans(cfg: MutableMapping[str, Any]) -> None:
             f"{', '.join(f'`{key}`' for key in orphans)} with `rl: {cfg.get('rl')}`: the aot_ keys "
             f"need {known}; change rl or remove them"
         )
-
-
-def _check_foreign_keys(cfg: MutableMapping[str, Any], rl: str) -> None:
-    for key, advice in FOREIGN_KEYS.items():
-        if cfg.get(key) is not None and cfg[key] is not False:
-            raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect with `rl: {rl}`: {advice}")
-
-
-def _check_beta(cfg: MutableMapping[str, Any]) -> None:
-    trl_beta = (cfg.get("trl") or {}).get("beta")
-    if trl_beta is not None:  # axolotl would prefer it to rl_beta
-        raise AOTConfigError(f"`trl: beta: {trl_beta}`: set rl_beta instead")
-    given = cfg.get("rl_beta")
-    try:
-        beta = DEFAULT_BETA if given is None else float(given)  # YAML reads 1e-2 as a string
-    except ValueError:
-        beta = math.nan
-    if isinstance(given, bool) or not (math.isfinite(beta) and beta > 0):
-        raise AOTConfigError(f"`rl_beta: {given}`: must be a number above 0, such as {DEFAULT_BETA}")
-    cfg["rl_beta"] = beta
-
-
-def _check_parallelism(cfg: MutableMapping[str, Any]) -> None:
-    for key in UNTRIED_PARALLELISM:
-        if (cfg.get(key) or 1) > 1:
-            raise AOTConfigError(
-                f"`{key}: {cfg[key]}`: AOT does not run over it; use data parallelism, and "
-                "gradient checkpointing where memory is short"
-            )
 
 
 def _closest(word: str, known: Any) -> str:

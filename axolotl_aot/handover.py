@@ -1,6 +1,6 @@
 """What the plugin hands to the trainer that axolotl builds, and the rescue of an interrupted adapter.
 
-May import `axolotl_aot.config`; axolotl, transformers and peft.
+May import `axolotl_aot.checks`, `config`; axolotl, transformers and peft.
 """
 
 import signal
@@ -14,15 +14,17 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from axolotl_aot.config import AOTArgs, AOTConfigError
+from axolotl_aot.checks import AOTConfigError
+from axolotl_aot.config import AOTArgs
 
 
 class AOTSetup(TrainerCallback, ExportableState):
     """What the plugin hands to the trainer, as a callback: the one thing axolotl lets it pass in.
 
     args: the YAML's `aot_` keys. reference: the reference model that axolotl loaded for full
-    fine-tuning, or None. adapter_dir: where a trained adapter lies, or None without an adapter.
-    lora_model_dir: the YAML's key of that name. auto_resume: whether axolotl chooses the checkpoint.
+    fine-tuning, or None. output_dir, lora_model_dir: the YAML's keys. adapter: whether it names an
+    adapter; None where there is no YAML, and models are to be taken as they come. auto_resume: whether
+    axolotl chooses the checkpoint to resume from.
 
     As an `ExportableState` it is written into every checkpoint: run_settings, what must not change when
     a run is resumed, by YAML key; one_label_steps, how many sorts so far had one label only.
@@ -32,13 +34,15 @@ class AOTSetup(TrainerCallback, ExportableState):
         self,
         args: AOTArgs | None = None,
         reference: PreTrainedModel | None = None,
-        adapter_dir: str | None = None,
+        output_dir: str | None = None,
+        adapter: bool | None = None,
         lora_model_dir: str | None = None,
         auto_resume: bool = False,
     ):
         self.args = args or AOTArgs()
         self.reference = reference
-        self.adapter_dir = adapter_dir
+        self.output_dir = output_dir
+        self.adapter = adapter
         self.lora_model_dir = lora_model_dir
         self.auto_resume = auto_resume
         self.run_settings: dict[str, Any] = {}
@@ -74,32 +78,49 @@ class AOTSetup(TrainerCallback, ExportableState):
             )
         self.one_label_steps = saved["one_label_steps"]
 
-    def with_trained_adapter(
-        self, model: PreTrainedModel, peft_config: PeftConfig | None
-    ) -> PreTrainedModel | PeftModel:
-        """The model as it is for training; for evaluation, with its trained adapter.
+    def models(
+        self,
+        model: PreTrainedModel,
+        reference: PreTrainedModel | None,
+        peft_config: PeftConfig | None,
+    ) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
+        """Policy and reference: as axolotl loaded them to train; trained, for evaluation.
 
-        axolotl loads no adapter for its RL types: to train, it hands the trainer a `peft_config`; in
-        `axolotl evaluate` it hands it none, and the bare base model would be evaluated.
+        `axolotl evaluate` loads `base_model`, and neither the adapter nor a reference: the base model
+        would be compared with itself. To train, axolotl hands over a `peft_config` or a reference.
 
         Raises:
-            AOTConfigError: `lora_model_dir` in training, or no adapter where one is to be evaluated.
+            AOTConfigError: `lora_model_dir` in training, or nothing trained where it is to be evaluated.
         """
-        if not self.adapter_dir:
-            return model
-        if peft_config is not None:
+        if self.adapter is None:
+            return model, reference
+        if self.adapter:
+            if peft_config is None:
+                return PeftModel.from_pretrained(model, self._trained("adapter_config.json")), reference
             if self.lora_model_dir:
                 raise AOTConfigError(
                     f"`lora_model_dir: {self.lora_model_dir}`: axolotl starts every RL run with a new "
                     "adapter and would ignore it; merge it into base_model first (axolotl merge-lora), "
                     "or use resume_from_checkpoint"
                 )
-            return model
-        if not (Path(self.adapter_dir) / "adapter_config.json").is_file():
+            return model, reference
+        reference = reference or self.reference
+        if reference is not None:
+            return model, reference
+        attention = model.config._attn_implementation  # where transformers keeps what it was told
+        policy = type(model).from_pretrained(
+            self._trained("config.json"), dtype=model.dtype, attn_implementation=attention
+        )
+        return policy, model
+
+    def _trained(self, file: str) -> str:
+        folder = self.lora_model_dir or self.output_dir
+        if not (Path(folder) / file).is_file():
             raise AOTConfigError(
-                f"no trained adapter in {self.adapter_dir}: train first, or set lora_model_dir"
+                f"nothing trained in {folder} (no {file}): train first, or set "
+                f"{'lora_model_dir' if self.adapter else 'output_dir'}"
             )
-        return PeftModel.from_pretrained(model, self.adapter_dir)
+        return folder
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: Any, model: Any = None, **kwargs: Any
@@ -109,7 +130,7 @@ class AOTSetup(TrainerCallback, ExportableState):
         Sharded engines are left to axolotl, since one process alone cannot save there; so is a worker
         that trains in a thread, where Python takes no signals.
         """
-        if not self.adapter_dir or args.fsdp or args.deepspeed:
+        if not self.adapter or args.fsdp or args.deepspeed:
             return
         if not state.is_local_process_zero or current_thread() is not main_thread():
             return

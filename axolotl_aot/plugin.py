@@ -10,12 +10,9 @@ from typing import Any
 
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from axolotl_aot import config
-
-# KTO's loss type without a KL term: TRL then prepares no KL data and restricts no batch.
-UNPAIRED_TRAINING_ARGS = {"loss_type": "apo_zero_unpaired", "train_sampling_strategy": "random"}
 
 
 class AOTPlugin(BasePlugin):
@@ -35,11 +32,12 @@ class AOTPlugin(BasePlugin):
         return "axolotl_aot.config.AOTArgs" if self._active else None
 
     def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
-        """What axolotl's `rl: kto` does not set from the YAML, and AOT needs."""
-        if config.active_rl(cfg) != "aot_unpaired":
+        """What axolotl's RL builder does not set from the YAML."""
+        if not config.active_rl(cfg):
             return None
-        precompute = bool(cfg.precompute_ref_log_probs)
-        return {**UNPAIRED_TRAINING_ARGS, "precompute_ref_log_probs": precompute}
+        from axolotl_aot.training_args import training_args
+
+        return training_args(cfg)
 
     def post_model_load(self, cfg: DictDefault, model: PreTrainedModel) -> None:
         """Remember the model: axolotl loads the policy first and a reference, if any, after it."""
@@ -57,8 +55,17 @@ class AOTPlugin(BasePlugin):
             AOTSetup(
                 config.settings(cfg),
                 reference=last_loaded if last_loaded is not model else None,
-                adapter_dir=(cfg.lora_model_dir or cfg.output_dir) if cfg.adapter else None,
+                output_dir=cfg.output_dir,
+                adapter=bool(cfg.adapter),
                 lora_model_dir=cfg.lora_model_dir,
                 auto_resume=bool(cfg.auto_resume_from_checkpoints and not cfg.resume_from_checkpoint),
             )
         ]
+
+    def add_callbacks_post_trainer(self, cfg: DictDefault, trainer: Trainer) -> list[TrainerCallback]:
+        """Callbacks that axolotl's RL builder does not make from the YAML."""
+        if not config.active_rl(cfg):
+            return []
+        from axolotl_aot.training_args import callbacks
+
+        return callbacks(cfg)

@@ -4,7 +4,7 @@ transformers writes a checkpoint's files one after the other, `trainer_state.jso
 killed in between leaves a folder that looks like a checkpoint; transformers would take its weights and
 count from the first step again, with a new optimizer, without a word.
 
-May import `axolotl_aot.config`, `handover`; transformers, and nothing of axolotl.
+May import `axolotl_aot.checks`, `handover`; transformers, and nothing of axolotl.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
-from axolotl_aot.config import AOTConfigError
+from axolotl_aot.checks import AOTConfigError
 from axolotl_aot.handover import AOTSetup
 
 LOG = logging.getLogger(__name__)

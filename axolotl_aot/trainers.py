@@ -2,7 +2,7 @@
 dominance loss in place of theirs.
 
 What is common to both is put together from `axolotl_aot.effective_batch`, `evaluation` and `resume`;
-besides, here stands how a row of either kind of data becomes samples. May import those, `config`,
+besides, here stands how a row of either kind of data becomes samples. May import those, `checks`,
 `handover`, `sampling` and `scoring`; axolotl.
 """
 
@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
-from axolotl_aot.config import AOTConfigError
+from axolotl_aot.checks import AOTConfigError
 from axolotl_aot.effective_batch import EffectiveBatchMixin
 from axolotl_aot.evaluation import EvaluationMixin
 from axolotl_aot.handover import AOTSetup
@@ -47,15 +47,22 @@ class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
 
     rl: ClassVar[str]
 
-    def __init__(self, model: PreTrainedModel, *args: Any, callbacks: list | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ref_model: PreTrainedModel | None = None,
+        *,
+        callbacks: list | None = None,
+        **kwargs: Any,
+    ):
         self.setup = AOTSetup.among(callbacks)
         self.aot = self.setup.args
         # LoRA's matrices are drawn in TRL's __init__, before Trainer sets the seed
         set_seed(kwargs["args"].seed)
-        model = self.setup.with_trained_adapter(model, kwargs.get("peft_config"))
+        model, ref_model = self.setup.models(model, ref_model, kwargs.get("peft_config"))
         callbacks = [*(c for c in callbacks or [] if c is not self.setup), self.setup]
-        super().__init__(model, *args, callbacks=callbacks, **kwargs)
-        if self.setup.adapter_dir and "ref" in self.accelerator.unwrap_model(self.model).peft_config:
+        super().__init__(model, ref_model, callbacks=callbacks, **kwargs)
+        if self.setup.adapter and "ref" in self.accelerator.unwrap_model(self.model).peft_config:
             # TRL takes a loaded adapter for the start of training and copies it as the reference;
             # the reference of a trained AOT adapter is the model without it
             self.model.delete_adapter("ref")
@@ -122,10 +129,8 @@ class AOTUnpairedTrainer(AOTMixin, AxolotlKTOTrainer):
     _paper = PAPER
     paired = False
 
-    def __init__(self, model: PreTrainedModel, ref_model: PreTrainedModel | None = None, **kwargs):
-        # axolotl loads a reference for full fine-tuning and does not hand it to its KTO trainer
-        ref_model = ref_model or AOTSetup.among(kwargs.get("callbacks")).reference
-        super().__init__(model, ref_model, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self._require_two_samples()
         self._require_both_labels("datasets", self.train_dataset)
         if self.eval_dataset is not None:

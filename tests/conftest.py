@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from tests.processes import Processes
 from tests.tiny import make_model, make_pairs, unpair, write_jsonl
 
 torch.set_num_threads(2)
@@ -148,3 +149,11 @@ def run(load):
         return train(cfg=cfg, dataset_meta=load_preference_datasets(cfg=cfg))[2]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Runs of axolotl in processes of their own, started quickly (see `tests/processes.py`)."""
+    processes = Processes()
+    yield processes
+    processes.close()

@@ -4,10 +4,13 @@ import logging
 
 import pytest
 
-from axolotl_aot.config import DEFAULT_BETA, AOTConfigError, active_rl, settings, translate
+from axolotl_aot.checks import DEFAULT_BETA, AOTConfigError
+from axolotl_aot.config import active_rl, settings, translate
 
 AOT = {"rl": "aot"}
 UNPAIRED = {"rl": "aot_unpaired"}
+FSDP = {"fsdp_config": {"state_dict_type": "FULL_STATE_DICT"}}
+QLORA = {"adapter": "qlora", "load_in_4bit": True}
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,33 @@ def test_settings_have_the_documented_defaults():
         ({**AOT, "context_parallel_size": 2}, "`context_parallel_size: 2`.*data parallelism"),
         ({**AOT, "sequence_parallel_degree": 4}, "`sequence_parallel_degree: 4`"),
         ({**UNPAIRED, "tensor_parallel_size": 2}, "`tensor_parallel_size: 2`"),
+        ({**AOT, "context_parallel_size": "2"}, "`context_parallel_size: 2`"),
+        ({**AOT, "expert_parallel_size": 2}, "`expert_parallel_size: 2`.*FSDP"),
+        ({**AOT, "fsdp_version": 2, **FSDP, **QLORA}, "`load_in_4bit: true`.*`fsdp_version: 2`.*DeepSpeed"),
+        ({**UNPAIRED, "fsdp_config": {"fsdp_version": 2}, **QLORA}, "`load_in_4bit: true`.*DeepSpeed"),
+        ({**AOT, **FSDP, "precompute_ref_log_probs": True}, "`precompute_ref_log_probs: true` with FSDP"),
+        (
+            {**AOT, "accelerator_config": {"split_batches": True}},
+            "`accelerator_config: split_batches: True`.*default is false",
+        ),
+        (
+            {**AOT, "accelerator_config": {"even_batches": False}},
+            "`accelerator_config: even_batches: False`.*default is true",
+        ),
+        ({**AOT, "auto_find_batch_size": True}, "`auto_find_batch_size: True`.*micro_batch_size"),
+        ({**AOT, "group_by_length": True}, "`group_by_length: True`.*remove it"),
+        ({**AOT, "curriculum_sampling": True}, "`curriculum_sampling: True`.*remove it"),
+        ({**AOT, "early_stopping_patience": 3}, "`early_stopping_patience: 3` needs an evaluation set"),
+        ({**AOT, "metric_for_best_model": "eval_loss"}, "`metric_for_best_model: eval_loss` needs an eval"),
+        (
+            {
+                **AOT,
+                "val_set_size": 0.1,
+                "metric_for_best_model": "eval_dominance/violation",
+                "greater_is_better": True,
+            },
+            "`greater_is_better: true` with `metric_for_best_model: eval_dominance/violation`.*false",
+        ),
         ({**UNPAIRED, "remove_unused_columns": True}, "needs `remove_unused_columns: False`"),
     ],
 )
@@ -106,6 +136,13 @@ def test_errors_name_the_key_the_value_and_the_remedy(cfg, message):
         ("aot", {"dpo_use_weighting": False, "context_parallel_size": 1, "trl": {"beta": None}}),
         ("aot_unpaired", {"remove_unused_columns": False, "kto_desirable_weight": None}),
         ("aot", {"rl_beta": 1, "aot_label_smoothing": 0.49}),
+        ("aot", {**FSDP, **QLORA}),  # FSDP1
+        ("aot", {"fsdp_version": 2, **FSDP, "adapter": "lora", "precompute_ref_log_probs": True}),
+        ("aot", {"accelerator_config": {"even_batches": True, "split_batches": None}}),
+        (
+            "aot",
+            {"metric_for_best_model": "eval_rewards/margins", "val_set_size": 1, "greater_is_better": True},
+        ),
     ],
 )
 def test_harmless_values_pass(rl, more):
@@ -136,3 +173,17 @@ def test_dropout_is_warned_of(caplog):
 
 def test_inference_which_takes_rl_out_of_the_yaml_is_not_refused():
     assert translate({"rl": None, "inference": True, "aot_penalty": "logistic"}) is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater_is_better"),
+    [
+        ("eval_dominance/violation", False),
+        ("dominance/violation_rate", False),
+        ("eval_rewards/margins", None),  # transformers' own rule
+    ],
+)
+def test_less_violation_is_better(metric, greater_is_better):
+    cfg = {**AOT, "metric_for_best_model": metric, "test_datasets": [{}]}
+    translate(cfg)
+    assert cfg.get("greater_is_better") is greater_is_better

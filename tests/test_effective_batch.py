@@ -1,6 +1,7 @@
 """One big batch, however it is cut; against float64 autograd, and against TRL's own trainer."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -316,15 +317,27 @@ def test_a_step_with_one_label_has_no_loss_and_no_gradient(build, unpaired_confi
     rows = unpair(make_pairs(40), only=False) + unpair(make_pairs(1), only=True)
     write_jsonl(tmp_path / "rows.jsonl", rows)
     entry = {**unpaired_config["datasets"][0], "path": str(tmp_path / "rows.jsonl")}
-    trainer = build({**unpaired_config, "datasets": [entry], **cut(4 // accumulation, accumulation), "max_steps": 5})
-    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    steps_an_epoch = {"max_steps": 11, **cut(4 // accumulation, accumulation)}
+    trainer = build({**unpaired_config, "datasets": [entry], **steps_an_epoch})
     trainer.train()
-    labels = column(trainer, "dominance/one_label_steps")
-    assert labels == [1, 2, 3, 4, 5]  # a fixed seed, under which the one positive comes later
-    assert column(trainer, "loss") == [0] * 5
-    assert column(trainer, "grad_norm") == [0] * 5
-    for name, parameter in trainer.model.named_parameters():
-        assert torch.equal(parameter, before[name]), name
+    counts = column(trainer, "dominance/one_label_steps")
+    both = next(i for i, count in enumerate(counts) if count == i)  # where the one positive comes
+    assert counts == [*range(1, both + 1), *range(both, 11)]
+    # the loss of equal policy and reference, so that nothing has moved a parameter before
+    assert column(trainer, "loss") == [0] * both + [pytest.approx(math.log(2), rel=1e-6)] + [0] * (10 - both)
+    assert [i for i, norm in enumerate(column(trainer, "grad_norm")) if norm] == [both]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**cut(1, 1)}, "micro_batch_size x gradient_accumulation_steps x processes: 1`.*2 or more"),
+        ({**cut(1, 16), "aot_scope": "micro_batch"}, "`micro_batch_size: 1` with `aot_scope: micro_batch`"),
+    ],
+)
+def test_a_sort_of_one_answer_is_refused(build, unpaired_config, options, message):
+    with pytest.raises(ValueError, match=message):
+        build({**unpaired_config, **options})
 
 
 def test_steps_with_both_labels_are_not_counted(build, unpaired_config):

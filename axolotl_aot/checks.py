@@ -1,0 +1,120 @@
+"""Whether a YAML asks for anything that AOT would have to ignore, or that cannot run with it.
+
+Each check takes the raw config, and raises `AOTConfigError`. May import nothing of the package, nor of
+axolotl.
+"""
+
+import math
+from collections.abc import MutableMapping
+from typing import Any
+
+DEFAULT_BETA = 0.01  # the paper's choice
+
+
+class AOTConfigError(ValueError):
+    """A YAML that AOT cannot run as it stands; the message names key, value and remedy."""
+
+
+_OTHER_LOSS = "it belongs to another rl type; remove it"
+# Keys of axolotl's other RL types that AOT would have to ignore, and what to do about each.
+FOREIGN_KEYS = {
+    "dpo_loss_type": "the loss is set by aot_penalty and aot_dominance; remove it",
+    "dpo_loss_weights": "AOT has one loss, set by aot_penalty and aot_dominance; remove it",
+    "dpo_use_weighting": "weights per pair have no meaning after a sort; remove it",
+    "dpo_use_liger_kernel": "Liger's fused DPO loss is not AOT's; remove it",
+    "dpo_label_smoothing": "use aot_label_smoothing",
+    "dpo_padding_free": "TRL has switched it off; remove it",
+    "dpo_beta": "use rl_beta",
+    "pad_to_multiple_of": "axolotl's collator for it does not fit TRL's data; remove it",
+    "kto_desirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
+    "kto_undesirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
+    "group_by_length": "axolotl's RL types do not know it; remove it",
+    "curriculum_sampling": "axolotl's RL types do not know it; remove it",
+    "auto_find_batch_size": "axolotl's RL types do not know it, and it would change the effective batch, "
+    "which is what AOT sorts; set micro_batch_size and gradient_accumulation_steps",
+    "orpo_alpha": _OTHER_LOSS,
+    "simpo_gamma": _OTHER_LOSS,
+    "cpo_alpha": _OTHER_LOSS,
+}
+
+# Parallelism that cuts one sequence, one matrix or one layer over processes: never tried with AOT.
+UNTRIED_PARALLELISM = (
+    "context_parallel_size",
+    "sequence_parallel_degree",
+    "tensor_parallel_size",
+    "expert_parallel_size",
+)
+
+# How samples are dealt out to the processes: the values that AOT counts on, which are the defaults.
+DATA_LOADING = {"split_batches": False, "dispatch_batches": False, "even_batches": True}
+
+# Metrics of which less is better; transformers takes that for granted of names that end in "loss" only.
+LESS_IS_BETTER = ("dominance/violation", "dominance/violation_rate")
+
+
+def check_foreign_keys(cfg: MutableMapping[str, Any], rl: str) -> None:
+    for key, advice in FOREIGN_KEYS.items():
+        if cfg.get(key) is not None and cfg[key] is not False:
+            raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect with `rl: {rl}`: {advice}")
+
+
+def check_beta(cfg: MutableMapping[str, Any]) -> None:
+    trl_beta = (cfg.get("trl") or {}).get("beta")
+    if trl_beta is not None:  # axolotl would prefer it to rl_beta
+        raise AOTConfigError(f"`trl: beta: {trl_beta}`: set rl_beta instead")
+    given = cfg.get("rl_beta")
+    try:
+        beta = DEFAULT_BETA if given is None else float(given)  # YAML reads 1e-2 as a string
+    except ValueError:
+        beta = math.nan
+    if isinstance(given, bool) or not (math.isfinite(beta) and beta > 0):
+        raise AOTConfigError(f"`rl_beta: {given}`: must be a number above 0, such as {DEFAULT_BETA}")
+    cfg["rl_beta"] = beta
+
+
+def check_parallelism(cfg: MutableMapping[str, Any], rl: str) -> None:
+    for key in UNTRIED_PARALLELISM:
+        if str(cfg.get(key) or 1) != "1":
+            raise AOTConfigError(
+                f"`{key}: {cfg[key]}`: AOT does not run over it; use data parallelism (DDP, FSDP or "
+                "DeepSpeed), and gradient checkpointing where memory is short"
+            )
+    accelerator = cfg.get("accelerator_config") or {}
+    for key, value in DATA_LOADING.items():
+        if accelerator.get(key, value) not in (None, value):
+            raise AOTConfigError(
+                f"`accelerator_config: {key}: {accelerator[key]}` with `rl: {rl}`: samples would not be "
+                f"dealt out evenly; remove it (axolotl's default is {str(value).lower()})"
+            )
+    if not cfg.get("fsdp_config") and not cfg.get("fsdp"):
+        return
+    version = cfg.get("fsdp_version") or (cfg.get("fsdp_config") or {}).get("fsdp_version") or 1
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if cfg.get(key) and str(version) == "2":
+            raise AOTConfigError(
+                f"`{key}: true` with `fsdp_version: 2` and `rl: {rl}`: axolotl cannot shard quantized "
+                "weights there; use DeepSpeed (ZeRO-2), DDP, or `fsdp_version: 1`"
+            )
+    if cfg.get("precompute_ref_log_probs") and not cfg.get("adapter"):
+        raise AOTConfigError(
+            "`precompute_ref_log_probs: true` with FSDP and without an adapter: TRL cannot hash a sharded "
+            "reference; remove it, use DeepSpeed, or train an adapter"
+        )
+
+
+def check_best_model(cfg: MutableMapping[str, Any]) -> None:
+    for key in ("metric_for_best_model", "early_stopping_patience", "load_best_model_at_end"):
+        if cfg.get(key) and not cfg.get("test_datasets") and not cfg.get("val_set_size"):
+            raise AOTConfigError(
+                f"`{key}: {cfg[key]}` needs an evaluation set: set val_set_size or test_datasets, "
+                "and eval_steps"
+            )
+    metric = str(cfg.get("metric_for_best_model") or "").removeprefix("eval_")
+    if metric not in LESS_IS_BETTER:
+        return
+    if cfg.get("greater_is_better"):
+        raise AOTConfigError(
+            f"`greater_is_better: true` with `metric_for_best_model: {cfg['metric_for_best_model']}`: it is "
+            "0 where the chosen answers dominate; remove greater_is_better, or set it to false"
+        )
+    cfg["greater_is_better"] = False

@@ -1,0 +1,51 @@
+"""Training arguments and callbacks from keys of the YAML that axolotl's RL builder does not pass on.
+
+axolotl reads these keys for supervised fine-tuning only; in an RL run they would vanish without a word.
+
+May import `axolotl_aot.config`; transformers, and nothing of axolotl.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from axolotl_aot.config import active_rl
+
+# KTO's loss type without a KL term: TRL then prepares no KL data and restricts no batch.
+UNPAIRED = {"loss_type": "apo_zero_unpaired", "train_sampling_strategy": "random"}
+
+# Keys that are fields of transformers' TrainingArguments, under the same name.
+SAME_NAME = (
+    "dataloader_drop_last",
+    "ddp_broadcast_buffers",
+    "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters",
+    "ddp_timeout",
+    "greater_is_better",
+    "metric_for_best_model",
+)
+
+
+def training_args(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be added to the training arguments that axolotl makes of a validated config."""
+    args = {key: cfg[key] for key in SAME_NAME if cfg.get(key) is not None}
+    if active_rl(cfg) == "aot_unpaired":
+        precompute = bool(cfg.get("precompute_ref_log_probs"))
+        args.update(UNPAIRED, precompute_ref_log_probs=precompute)
+    load_best = cfg.get("load_best_model_at_end")
+    if load_best is None and (cfg.get("metric_for_best_model") or cfg.get("early_stopping_patience")):
+        # as axolotl does elsewhere: wherever a checkpoint is always of an evaluated step
+        save, evaluate = cfg.get("save_steps"), cfg.get("eval_steps")
+        load_best = bool(save and evaluate and save % evaluate == 0)
+    if load_best is not None:
+        args["load_best_model_at_end"] = load_best
+    if cfg.get("early_stopping_patience"):
+        args.setdefault("metric_for_best_model", "eval_loss")
+    return args
+
+
+def callbacks(cfg: Mapping[str, Any]) -> list[TrainerCallback]:
+    """The callbacks that go with `training_args`."""
+    patience = cfg.get("early_stopping_patience")
+    return [EarlyStoppingCallback(patience)] if patience else []

@@ -4,30 +4,40 @@ What it patches is refused by axolotl or accelerate for want of an accelerator, 
 """
 
 import json
-import os
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ParallelismConfig
 from axolotl.integrations.base import BasePlugin
-from transformers import TrainerCallback
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, set_seed
 
 
 class LogToFile(TrainerCallback):
-    """Writes each process's log to `<output_dir>/log-<rank>.json`, and what its parameters are."""
+    """Writes each process's log, and what engine ran, to `<output_dir>/{log,engine}-<rank>.json`."""
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        folder = Path(args.output_dir)
-        folder.mkdir(exist_ok=True)
-        rank = os.environ.get("RANK", "0")
-        (folder / f"log-{rank}.json").write_text(json.dumps(state.log_history))
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        # as long as ZeRO-3's parameters are not gathered, each process holds its part of them
         engine = {
             "distributed_type": str(AcceleratorState().distributed_type),
             "parameters": sorted({type(p).__name__ for p in model.parameters()}),
-            "zero_stage": sorted({str(hasattr(p, "ds_id")) for p in model.parameters()}),
+            "held": sum(
+                p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters()
+            ),
+            "optimizer": type(optimizer.optimizer).__name__,
+            "partitions_gradients": getattr(optimizer.optimizer, "partition_gradients", None),
         }
-        (folder / f"engine-{rank}.json").write_text(json.dumps(engine))
+        self._write(args, "engine", engine)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._write(args, "log", state.log_history)
+
+    @staticmethod
+    def _write(args, name, content):
+        folder = Path(args.output_dir)
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}-{args.process_index}.json").write_text(json.dumps(content))
 
 
 def shard_on_cpu() -> None:
@@ -62,3 +72,11 @@ class OnCPU(BasePlugin):
 
     def add_callbacks_post_trainer(self, cfg, trainer):
         return [LogToFile()]
+
+
+class SeedBeforeTrainer(BasePlugin):
+    """For TRL's trainers, which draw LoRA's matrices before they set the seed; ours sets it itself."""
+
+    def add_callbacks_pre_trainer(self, cfg, model):
+        set_seed(cfg.seed or 42)
+        return []

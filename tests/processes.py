@@ -38,6 +38,11 @@ class Run:
         return [json.loads(path.read_text()) for path in paths]
 
     @property
+    def engine(self) -> dict:
+        """What engine trained, as the first rank saw it."""
+        return json.loads((self.folder / "out/engine-0.json").read_text())
+
+    @property
     def steps(self) -> list[list[dict]]:
         """Each rank's log of training steps."""
         return [[entry for entry in log if "loss" in entry] for log in self.logs]

@@ -67,7 +67,7 @@ def test_quotas_for_every_offset(positives, negatives, batch_size):
     for offset in range(total):
         quotas = positives_per_batch(positives, ends, offset)
         assert quotas.sum() == positives
-        assert (0 <= quotas).all() and (quotas <= sizes).all()
+        assert (quotas >= 0).all() and (quotas <= sizes).all()
 
 
 def test_batches_change_with_seed_and_epoch_and_nothing_else():

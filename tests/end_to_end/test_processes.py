@@ -1,0 +1,126 @@
+"""One effective batch over several processes and under every engine, through axolotl's real command.
+
+41 pairs, or 77 answers, in steps of 16: an epoch's last step holds 9 pairs, or 13 answers, so that some
+processes have fewer samples than others there, and some have none.
+"""
+
+import json
+
+import pytest
+
+from tests.conftest import LORA
+from tests.tiny import make_pairs, unpair, write_jsonl
+
+CUTS = [(1, 1, 16), (2, 4, 2), (2, 1, 8), (4, 2, 2)]  # processes, micro-batch, accumulation steps
+WHOLE = (1, 16, 1)
+FSDP = {
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+    "state_dict_type": "FULL_STATE_DICT",
+}
+FSDP2 = {"fsdp_version": 2, "fsdp_config": {**FSDP, "reshard_after_forward": True}}
+KINDS = [("paired", "full"), ("paired", "lora"), ("unpaired", "full"), ("unpaired", "lora")]
+SAME_ON_EVERY_CUT = ("loss", "grad_norm")
+# differences of log-probabilities of some 60 nats: float32 leaves about 1e-5 of them
+SAME_TO_ROUNDING = ("rewards/margins", "rewards/chosen", "dominance/violation")
+
+
+@pytest.fixture
+def config(request, paired_config, unpaired_config, tmp_path):
+    """8 steps of a YAML, of a kind that the test names."""
+    data, adapter = request.param
+    rows = {"paired": make_pairs(41), "unpaired": unpair(make_pairs(41))[:-5]}
+    path = write_jsonl(tmp_path / "rows.jsonl", rows[data])
+    config = dict({"paired": paired_config, "unpaired": unpaired_config}[data])
+    config["datasets"] = [{**config["datasets"][0], "path": str(path)}]
+    config["plugins"] = [*config["plugins"], "tests.on_cpu.OnCPU"]
+    return {**config, **(LORA if adapter == "lora" else {}), "max_steps": 8, "num_epochs": 4}
+
+
+def train(processes, config, folder, cut: tuple[int, int, int], **more):
+    world, micro_batch, accumulation = cut
+    sizes = {"micro_batch_size": micro_batch, "gradient_accumulation_steps": accumulation}
+    return processes.train({**config, **sizes, **more}, folder, world)
+
+
+def assert_same(run, expected: list[dict]):
+    """Every process has logged the global values, and they are the expected ones."""
+    for steps in run.steps:
+        for key in SAME_ON_EVERY_CUT + SAME_TO_ROUNDING:
+            tolerance = {"rel": 1e-4} if key in SAME_ON_EVERY_CUT else {"abs": 2e-5}
+            values = [step[key] for step in steps]
+            assert values == pytest.approx([step[key] for step in expected], **tolerance), key
+    assert all(steps == run.steps[0] for steps in run.steps[1:])
+
+
+@pytest.fixture
+def expected(processes, config, tmp_path):
+    """One process with one big micro-batch."""
+    (steps,) = train(processes, config, tmp_path / "whole", WHOLE).steps
+    assert len({step["loss"] for step in steps}) == 8  # or equality would say nothing
+    return steps
+
+
+@pytest.mark.parametrize("config", KINDS, indirect=True, ids="-".join)
+def test_loss_and_gradient_do_not_depend_on_the_cut(processes, config, expected, tmp_path):
+    for cut in CUTS:
+        run = train(processes, config, tmp_path / "-".join(map(str, cut)), cut)
+        assert run.engine["distributed_type"].endswith("MULTI_CPU" if cut[0] > 1 else "NO")
+        assert_same(run, expected)
+
+
+def zero(stage: int, folder) -> dict:
+    auto = ("gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
+    settings = {"zero_optimization": {"stage": stage}, **dict.fromkeys(auto, "auto")}
+    path = folder / f"zero{stage}.json"
+    path.write_text(json.dumps({**settings, "gradient_clipping": "auto"}))
+    return {"deepspeed": str(path)}
+
+
+@pytest.mark.parametrize("config", KINDS, indirect=True, ids="-".join)
+def test_engines_that_shard(processes, config, expected, tmp_path):
+    pytest.importorskip("deepspeed", reason="the extra test-deepspeed is not installed")
+    whole = train(processes, config, tmp_path / "ddp", (2, 4, 2), max_steps=1).engine["held"]
+    runs = {
+        "fsdp2": train(processes, config, tmp_path / "fsdp2", (2, 4, 2), **FSDP2),
+        **{
+            f"zero{stage}": train(
+                processes, config, tmp_path / f"zero{stage}", (2, 4, 2), **zero(stage, tmp_path)
+            )
+            for stage in (1, 2, 3)
+        },
+    }
+    for run in runs.values():
+        assert_same(run, expected)
+    engines = {name: run.engine for name, run in runs.items()}
+    assert engines["fsdp2"]["parameters"] == ["DTensor"]
+    assert engines["fsdp2"]["held"] < 0.6 * whole
+    assert engines["zero1"]["optimizer"] == engines["zero2"]["optimizer"] == "DeepSpeedZeroOptimizer"
+    assert not engines["zero1"]["partitions_gradients"]
+    assert engines["zero2"]["partitions_gradients"]
+    assert engines["zero3"]["optimizer"] == "DeepSpeedZeroOptimizer_Stage3"
+    assert engines["zero3"]["held"] < 0.6 * whole
+
+
+@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+def test_sharded_and_replicated_at_once(processes, config, expected, tmp_path):
+    run = train(
+        processes, config, tmp_path / "hsdp", (4, 2, 2), **FSDP2, dp_replicate_size=2, dp_shard_size=2
+    )
+    assert run.engine["parameters"] == ["DTensor"]
+    assert_same(run, expected)
+
+
+@pytest.mark.parametrize("config", KINDS[:2], indirect=True, ids="-".join)
+def test_micro_batch_scope_is_trls_aot_on_two_processes(processes, config, tmp_path):
+    ours = train(processes, config, tmp_path / "ours", (2, 4, 2), aot_scope="micro_batch")
+    plain = {**config, "rl": "dpo", "dpo_loss_type": ["aot"]}
+    plain["plugins"] = ["tests.on_cpu.OnCPU", "tests.on_cpu.SeedBeforeTrainer"]
+    trls = train(processes, plain, tmp_path / "trls", (2, 4, 2))
+    for mine, theirs in zip(ours.steps, trls.steps, strict=True):
+        for key in ("loss", "grad_norm", "rewards/margins", "logps/chosen"):
+            steps = range(8)
+            if key not in SAME_ON_EVERY_CUT:  # in an epoch's last step TRL's means count copies
+                steps = [0, 1, 3, 4, 6, 7]
+            expected = [theirs[step][key] for step in steps]
+            assert [mine[step][key] for step in steps] == pytest.approx(expected, rel=2e-5, abs=1e-6), key

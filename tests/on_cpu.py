@@ -4,6 +4,8 @@ What it patches is refused by axolotl or accelerate for want of an accelerator, 
 """
 
 import json
+import os
+import signal
 from pathlib import Path
 
 from accelerate import PartialState
@@ -12,6 +14,7 @@ from accelerate.utils import DistributedType, ParallelismConfig
 from axolotl.integrations.base import BasePlugin
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, set_seed
+from transformers.trainer_callback import ExportableState
 
 
 class LogToFile(TrainerCallback):
@@ -80,3 +83,35 @@ class SeedBeforeTrainer(BasePlugin):
     def add_callbacks_pre_trainer(self, cfg, model):
         set_seed(cfg.seed or 42)
         return []
+
+
+class Killer(TrainerCallback, ExportableState):
+    """Kills a process with SIGKILL at the moment that KILL=moment:step names."""
+
+    def __init__(self):
+        self.moment, _, step = os.environ.get("KILL", ":-1").partition(":")
+        self.step = int(step)
+        self.done = -1  # steps done
+
+    def _kill(self, moment):
+        if (moment, self.done) == (self.moment, self.step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.done = state.global_step
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        if args.process_index == args.world_size - 1:
+            self._kill("in a step after")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.done = state.global_step
+
+    def state(self):  # the first process is asked when all of a checkpoint but the trainer's state is written
+        self._kill("saving")
+        return {"args": {}, "attributes": {}}
+
+
+class KillOnOrder(BasePlugin):
+    def add_callbacks_pre_trainer(self, cfg, model):
+        return [Killer()]

@@ -1,0 +1,52 @@
+"""Runs that are killed and resumed end with the weights of an undisturbed one, to the last bit.
+
+41 pairs or 77 answers in steps of 8: 6 or 10 steps an epoch, the last one short.
+"""
+
+import signal
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.end_to_end.test_processes import config  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("config", "world", "weights"),
+    [
+        (("paired", "full"), 1, "model.safetensors"),
+        (("unpaired", "lora"), 1, "adapter_model.safetensors"),
+        (("paired", "lora"), 2, "adapter_model.safetensors"),
+        (("unpaired", "full"), 2, "model.safetensors"),
+    ],
+    indirect=["config"],
+)
+def test_a_run_that_is_killed_three_times(processes, config, world, weights, tmp_path):  # noqa: F811
+    config |= {
+        "plugins": [*config["plugins"], "tests.on_cpu.KillOnOrder"],
+        "micro_batch_size": 4 // world,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 15,
+        "save_steps": 4,
+        "save_strategy": "steps",
+        "lr_scheduler": "cosine",
+        "auto_resume_from_checkpoints": True,
+    }
+    undisturbed = processes.train(config, tmp_path / "undisturbed", world)
+    folder = tmp_path / "killed"
+    for kill, checkpoints in (
+        ("in a step after:6", {4}),
+        ("saving:12", {4, 8, 12}),  # resumed from 4; the last checkpoint is not complete
+        ("in a step after:13", {4, 8, 12}),  # resumed from 8
+    ):
+        run = processes.run("train", config, folder, world, KILL=kill)
+        assert set(run.codes) == {-signal.SIGKILL}, run.output  # the others are killed with the first
+        assert {int(p.name.split("-")[1]) for p in (folder / "out").glob("checkpoint-*")} == checkpoints
+    assert "checkpoint-12 was not written to its end" in run.output
+    resumed = processes.train(config, folder, world)  # from 12
+    assert resumed.steps[0] == undisturbed.steps[0]
+    expected = load_file(undisturbed.folder / "out" / weights)
+    actual = load_file(folder / "out" / weights)
+    assert expected.keys() == actual.keys()
+    for name, tensor in expected.items():
+        assert tensor.equal(actual[name]), name

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ParallelismConfig
 from axolotl.integrations.base import BasePlugin
+from axolotl.loaders.model import ModelLoader
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
@@ -63,15 +64,24 @@ def deepspeed_on_cpu() -> None:
     PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_CPU)
 
 
+def load_on_cpu() -> None:
+    """axolotl loads each process's model to the accelerator of its rank."""
+    set_device_map = ModelLoader._set_device_map_config
+
+    def set_cpu(self):
+        self.cfg.device_map = {"": "cpu"}
+        set_device_map(self)
+
+    ModelLoader._set_device_map_config = set_cpu
+
+
 class OnCPU(BasePlugin):
     def register(self, cfg):
+        load_on_cpu()
         if cfg.get("fsdp_config"):
             shard_on_cpu()
         if cfg.get("deepspeed"):
             deepspeed_on_cpu()
-
-    def load_datasets(self, cfg, preprocess=False):
-        cfg.device_map = {"": "cpu"}  # axolotl gives each process the accelerator of its rank
 
     def add_callbacks_post_trainer(self, cfg, trainer):
         return [LogToFile()]

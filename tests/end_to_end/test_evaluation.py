@@ -1,0 +1,43 @@
+"""`axolotl evaluate`, and evaluation while training: one number of the whole set, whoever computes it."""
+
+import csv
+import math
+
+import pytest
+
+from tests.end_to_end.test_processes import KINDS, config  # noqa: F401
+from tests.tiny import make_pairs, unpair, write_jsonl
+
+
+@pytest.fixture
+def with_test_set(config, tmp_path):  # noqa: F811
+    """23 pairs or 43 answers, which divide by none of the batch sizes."""
+    pairs = make_pairs(23, seed=9)
+    rows = pairs if config["rl"] == "aot" else unpair(pairs)[:-3]
+    path = write_jsonl(tmp_path / "test.jsonl", rows)
+    entry = {"path": str(path), "split": "train", "type": {"field_prompt": "prompt"}}
+    return {**config, "test_datasets": [entry], "val_set_size": None}
+
+
+def evaluate(processes, config, folder, world, batch_size) -> dict[str, float]:  # noqa: F811
+    run = processes.run("evaluate", {**config, "eval_batch_size": batch_size}, folder, world)
+    assert set(run.codes) == {0}, run.output
+    with (folder / "out/eval_summary.csv").open() as file:
+        rows = {row["metric"]: row["validation"] for row in csv.DictReader(file)}
+    groups = ("loss", "dominance", "rewards", "logps")
+    return {name: float(value) for name, value in rows.items() if name.split("/")[0] in groups}
+
+
+@pytest.mark.parametrize("config", KINDS, indirect=True, ids="-".join)
+def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tmp_path):
+    folder = tmp_path / "run"
+    processes.train({**with_test_set, "eval_strategy": "no"}, folder)
+    results = {
+        (world, batch_size): evaluate(processes, with_test_set, folder, world, batch_size)
+        for world, batch_size in ((1, 1), (1, 3), (1, 8), (2, 1), (2, 3), (2, 8))
+    }
+    first = results[1, 1]
+    assert {"loss", "dominance/violation", "rewards/chosen", "logps/rejected"} <= set(first)
+    assert first["loss"] != pytest.approx(math.log(2), rel=1e-3)  # it is the trained model
+    for case, result in results.items():
+        assert result == pytest.approx(first, rel=1e-6, abs=1e-6), case

@@ -33,15 +33,12 @@ def training_args(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if active_rl(cfg) == "aot_unpaired":
         precompute = bool(cfg.get("precompute_ref_log_probs"))
         args.update(UNPAIRED, precompute_ref_log_probs=precompute)
-    load_best = cfg.get("load_best_model_at_end")
-    if load_best is None and (cfg.get("metric_for_best_model") or cfg.get("early_stopping_patience")):
-        # as axolotl does elsewhere: wherever a checkpoint is always of an evaluated step
-        save, evaluate = cfg.get("save_steps"), cfg.get("eval_steps")
-        load_best = bool(save and evaluate and save % evaluate == 0)
-    if load_best is not None:
-        args["load_best_model_at_end"] = load_best
     if cfg.get("early_stopping_patience"):
         args.setdefault("metric_for_best_model", "eval_loss")
+    # as for supervised fine-tuning: on demand, and with early stopping where checkpoints are of evaluated
+    # steps, which axolotl's validation sees to where both keys are set
+    stops_early = cfg.get("early_stopping_patience") and cfg.get("save_steps") and cfg.get("eval_steps")
+    args["load_best_model_at_end"] = bool(cfg.get("load_best_model_at_end") or stops_early)
     return args
 
 

@@ -1,0 +1,102 @@
+"""From which checkpoints a run may go on. That it then ends the same is in end_to_end."""
+
+import pytest
+from transformers.trainer_utils import get_last_checkpoint
+
+from tests.helpers import column
+from tests.tiny import make_pairs, unpair, write_jsonl
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture
+def saved(run, paired_config):
+    """The config of a run that has saved checkpoint-2 and checkpoint-4, and its output folder."""
+    config = {**paired_config, **SAVING}
+    trainer = run(config)
+    return config, trainer.args.output_dir
+
+
+def test_the_same_settings_go_on(run, saved):
+    config, folder = saved
+    trainer = run({**config, "resume_from_checkpoint": f"{folder}/checkpoint-4", "max_steps": 6})
+    assert len(column(trainer, "loss")) == 6
+
+
+def test_another_cut_of_the_same_batch_goes_on(run, saved):
+    config, folder = saved
+    more = {"max_steps": 6, "resume_from_checkpoint": f"{folder}/checkpoint-2"}
+    losses = [
+        column(run({**config, **more, **cut}), "loss")
+        for cut in ({}, {"micro_batch_size": 2, "gradient_accumulation_steps": 4})
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {"rl_beta": 0.2, "aot_penalty": "squared_hinge"},
+            [
+                r"`rl_beta: 0.2` \(the checkpoint: 0.1\)",
+                r"`aot_penalty: squared_hinge` \(the checkpoint: logistic\)",
+            ],
+        ),
+        ({"micro_batch_size": 8}, [r"gradient_accumulation_steps x processes: 16` \(the checkpoint: 8\)"]),
+        (
+            {"aot_scope": "micro_batch"},
+            [
+                r"`aot_scope: micro_batch` \(the checkpoint: effective_batch\)",
+                r"`micro_batch_size: 4` \(the checkpoint: None\)",
+            ],
+        ),
+    ],
+)
+def test_other_settings_are_refused_by_name(run, saved, changes, messages):
+    config, folder = saved
+    with pytest.raises(ValueError, match="checkpoint-4 with other settings") as error:
+        run({**config, **changes, "resume_from_checkpoint": f"{folder}/checkpoint-4"})
+    for message in messages:
+        assert error.match(message)
+
+
+def test_a_checkpoint_of_another_rl_is_refused(run, paired_config):
+    folder = run({**paired_config, **SAVING, "rl": "dpo"}).args.output_dir
+    with pytest.raises(ValueError, match="checkpoint-4`: not written by `rl: aot`"):
+        run({**paired_config, **SAVING, "resume_from_checkpoint": f"{folder}/checkpoint-4"})
+
+
+@pytest.mark.parametrize("rest", [None, '{"global_step": 4, "log_hist'])
+def test_a_checkpoint_that_is_not_complete(run, saved, tmp_path, rest, caplog):
+    config, folder = saved
+    state = tmp_path / "out/checkpoint-4/trainer_state.json"
+    state.unlink() if rest is None else state.write_text(rest)
+    with pytest.raises(ValueError, match=r"checkpoint-4`: it has no complete .*use .*/checkpoint-2"):
+        run({**config, "resume_from_checkpoint": f"{folder}/checkpoint-4"})
+    assert get_last_checkpoint(folder).endswith("checkpoint-4")  # which transformers would have taken
+    trainer = run({**config, "auto_resume_from_checkpoints": True})
+    assert "checkpoint-4 was not written to its end" in caplog.text
+    assert len(column(trainer, "loss")) == 4  # 2 of them from checkpoint-2
+
+
+def test_no_complete_checkpoint_at_all(run, saved, tmp_path, caplog):
+    config, folder = saved
+    for state in (tmp_path / "out").glob("checkpoint-*/trainer_state.json"):
+        state.unlink()
+    with pytest.raises(ValueError, match="no complete one beside it; train from the start"):
+        run({**config, "resume_from_checkpoint": f"{folder}/checkpoint-4"})
+    trainer = run({**config, "auto_resume_from_checkpoints": True})
+    assert "training starts from the beginning" in caplog.text
+    assert len(column(trainer, "loss")) == 4
+
+
+def test_the_count_of_one_label_steps_goes_on(run, unpaired_config, tmp_path):
+    rows = unpair(make_pairs(40), only=False) + unpair(make_pairs(1), only=True)
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    entry = {**unpaired_config["datasets"][0], "path": str(path)}
+    config = {**unpaired_config, **SAVING, "datasets": [entry], "micro_batch_size": 2, "max_steps": 8}
+    expected = column(run(config), "dominance/one_label_steps")
+    assert expected[-1] >= 7
+    resumed = run({**config, "resume_from_checkpoint": str(tmp_path / "out/checkpoint-6")})
+    assert column(resumed, "dominance/one_label_steps") == expected

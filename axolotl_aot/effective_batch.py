@@ -149,11 +149,11 @@ class EffectiveBatchMixin(ScoringMixin):
         """
         own = torch.cat(micro_batches)
         everyone = self._gather(own)
-        samples = [rows[rows[:, -1] == 1, :-1] for rows in everyone]
-        self._require_finite(torch.cat(samples))
-        self._record(samples)
+        joint = everyone.flatten(0, 1)
+        samples = joint[joint[:, -1] == 1, :-1]
+        self._require_finite(samples)
+        self._record(samples, sorts=samples[None] if self._whole else everyone[..., :-1])
         if self._whole:
-            joint = torch.cat(list(everyone))
             kept, scale = joint[:, -1] == 1, len(micro_batches) * len(everyone)
             mine = slice(self.args.process_index * len(own), (self.args.process_index + 1) * len(own))
         else:
@@ -172,7 +172,11 @@ class EffectiveBatchMixin(ScoringMixin):
         """
         return self.accelerator.gather(rows).view(self.args.world_size, *rows.shape)
 
-    def _record(self, samples: list[Tensor]) -> None:
-        """Log the metrics of a step's samples, given by process."""
-        for name, value in self._metrics_of(torch.cat(samples)).items():
+    def _record(self, samples: Tensor, sorts: Tensor) -> None:
+        """Log the metrics of a step's samples.
+
+        sorts: what was sorted together, shape (sorts, samples, columns); one, or in `micro_batch` scope
+        one per process.
+        """
+        for name, value in self._metrics_of(samples).items():
             self._metrics["train"][name].append(value)

@@ -26,6 +26,7 @@ from axolotl_aot.scoring import Completions
 
 LOG = get_logger(__name__)
 
+LABEL = 2  # the column of an unpaired sample's label
 BATCH_KEYS = "micro_batch_size x gradient_accumulation_steps x processes"
 
 PAPER = {
@@ -192,14 +193,14 @@ class AOTUnpairedTrainer(AOTMixin, AxolotlKTOTrainer):
         size = self.effective_batch_size if self._whole else self._train_batch_size
         return StratifiedSampler(dataset["label"], size, self._data_seed, self._epoch)
 
-    def _record(self, samples: list[Tensor]) -> None:
-        super()._record(samples)
-        for sorted_together in [torch.cat(samples)] if self._whole else samples:
-            completions = self._unpack(sorted_together)
-            if not (len(completions.chosen) and len(completions.rejected)):
-                self.setup.one_label_steps += 1
-                LOG.warning_once(
-                    "answers that are sorted together have one label only and contribute no loss; a larger "
-                    "effective batch makes that rare. dominance/one_label_steps counts such steps."
-                )
+    def _record(self, samples: Tensor, sorts: Tensor) -> None:
+        super()._record(samples, sorts)
+        positives = (sorts[..., LABEL] > 0.5).sum(dim=1)
+        one_label = int(((positives == 0) | (positives == sorts.shape[1])).sum())
+        if one_label:
+            self.setup.one_label_steps += one_label
+            LOG.warning_once(
+                "answers that are sorted together have one label only and contribute no loss; a larger "
+                "effective batch makes that rare. dominance/one_label_steps counts such steps."
+            )
         self._metrics["train"]["dominance/one_label_steps"] = [self.setup.one_label_steps]

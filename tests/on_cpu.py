@@ -8,6 +8,7 @@ import os
 import signal
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, ParallelismConfig
@@ -125,3 +126,16 @@ class Killer(TrainerCallback, ExportableState):
 class KillOnOrder(BasePlugin):
     def add_callbacks_pre_trainer(self, cfg, model):
         return [Killer()]
+
+
+class EndBeforeSaving(BasePlugin):
+    """For what cannot save on a CPU."""
+
+    def add_callbacks_post_trainer(self, cfg, trainer):
+        return [Ender()]
+
+
+class Ender(TrainerCallback):
+    def on_train_end(self, args, state, control, **kwargs):
+        torch.distributed.barrier()
+        os._exit(0)

@@ -1,8 +1,8 @@
 """One big batch, however it is cut; against float64 autograd, and against TRL's own trainer."""
 
-import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -144,10 +144,49 @@ def test_loss_and_every_gradient_equal_float64_autograd(build, config, tiny_mode
         assert difference < 1e-4, f"{name}: {difference}"
 
 
+def last_sort(trainer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Train, and return the two samples that the last step has sorted, in float64."""
+    seen = []
+    record = trainer._record
+    trainer._record = lambda samples, sorts: seen.append(samples) or record(samples, sorts)
+    trainer.train()
+    upper, lower = trainer._distributions(trainer._unpack(seen[-1]))
+    return upper.double(), lower.double()
+
+
+def test_label_smoothing_reaches_the_loss(build, config):
+    trainer = build({**config, "aot_label_smoothing": 0.2, **cut(4, 4), "max_steps": 3, "rl_beta": 1.0})
+    upper, lower = last_sort(trainer)
+
+    def smoothed(z):
+        return 0.8 * np.logaddexp(0, -z) + 0.2 * np.logaddexp(0, z)
+
+    expected = brute_force(upper, lower, smoothed, "first")
+    assert steps(trainer)[-1]["loss"] == pytest.approx(expected, rel=1e-5)
+    assert abs(brute_force(upper, lower, lambda z: np.logaddexp(0, -z), "first") - expected) > 1e-3
+
+
+def test_a_strong_soft_sort_reaches_the_loss(build, config):
+    """A strength that pools all values into one block leaves the mean, and steps of 1 / strength around it
+    (Blondel et al. 2020, proposition 3).
+    """
+    strength = 1e3
+    options = {"aot_sort": "soft", "aot_soft_sort_strength": strength, "aot_penalty": "least_squares"}
+    trainer = build({**config, **options, **cut(4, 4), "max_steps": 3})
+    upper, lower = last_sort(trainer)
+
+    def pooled(values):
+        ranks = torch.arange(len(values), dtype=torch.float64)
+        return values.mean() + (ranks - ranks.mean()) / strength
+
+    expected = brute_force(pooled(upper), pooled(lower), lambda z: (0.1 - z) ** 2, "first")
+    assert steps(trainer)[-1]["loss"] == pytest.approx(expected, rel=1e-5)
+    hard = brute_force(upper, lower, lambda z: (0.1 - z) ** 2, "first")
+    assert abs(hard - expected) > 1e-3 * hard
+
+
 @pytest.mark.parametrize("penalty", ["logistic", "squared_hinge", "least_squares"])
 def test_options_reach_the_loss(build, config, penalty):
-    import numpy as np
-
     costs = {
         "logistic": lambda z: np.logaddexp(0, -0.1 * z),
         "squared_hinge": lambda z: np.maximum(0, 0.1 - z) ** 2,
@@ -156,13 +195,8 @@ def test_options_reach_the_loss(build, config, penalty):
     trainer = build(
         {**config, "aot_penalty": penalty, "aot_dominance": "second", **cut(4, 4), "max_steps": 3}
     )
-    seen = []
-    gather = trainer._gather
-    trainer._gather = lambda rows: seen.append(gather(rows)) or seen[-1]  # look, and change nothing
-    trainer.train()
-    (rows,) = seen[-1]
-    upper, lower = trainer._distributions(trainer._unpack(rows[:, :-1].detach()))
-    expected = brute_force(upper.double(), lower.double(), costs[penalty], "second")
+    upper, lower = last_sort(trainer)
+    expected = brute_force(upper, lower, costs[penalty], "second")
     assert steps(trainer)[-1]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -340,6 +374,44 @@ def test_a_sort_of_one_answer_is_refused(build, unpaired_config, options, messag
         build({**unpaired_config, **options})
 
 
+@pytest.mark.parametrize(
+    ("options", "sorts"),
+    [
+        ({**cut(16, 1)}, 6),
+        ({**cut(1, 16)}, 6),
+        ({**cut(16, 1), "aot_scope": "micro_batch"}, 6),
+        ({**cut(8, 2), "aot_scope": "micro_batch"}, 12),
+    ],
+)
+def test_stratified_batches_have_both_labels(build, unpaired_config, tmp_path, options, sorts):
+    # 6 positives among 96: one for each sort of 16, and for every other one of 8
+    write_jsonl(
+        tmp_path / "rows.jsonl", unpair(make_pairs(90), only=False) + unpair(make_pairs(6), only=True)
+    )
+    entry = {**unpaired_config["datasets"][0], "path": str(tmp_path / "rows.jsonl")}
+    counts = {}
+    for stratify in (True, False):
+        config = {**unpaired_config, **options, "datasets": [entry], "max_steps": 6, "aot_stratify": stratify}
+        trainer = build(config)
+        trainer.train()
+        counts[stratify] = column(trainer, "dominance/one_label_steps")[-1]
+    assert counts[True] == sorts - 6 < counts[False]
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own(build, unpaired_config, stratify):
+    config = {**unpaired_config, "max_steps": 12, "num_epochs": 2, "learning_rate": 0.0}
+    trainer = build({**config, **cut(15, 1), "aot_stratify": stratify})  # 84 answers: 6 steps, the last of 9
+    seen = []
+    record = trainer._record
+    trainer._record = lambda samples, sorts: seen.append(samples) or record(samples, sorts)
+    trainer.train()
+    first, second = torch.cat(seen[:6])[:, 1], torch.cat(seen[6:])[:, 1]  # under the reference
+    assert len(first) == len(second) == 84
+    assert first.sort().values.tolist() == pytest.approx(second.sort().values.tolist(), abs=1e-4)
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
 def test_steps_with_both_labels_are_not_counted(build, unpaired_config):
     trainer = build({**unpaired_config, **cut(16, 1)})
     trainer.train()
@@ -405,10 +477,14 @@ def test_a_precomputed_reference_gives_the_same_run(build, config, adapter):
     runs = []
     for precompute in (False, True):
         trainer = build({**config, **adapter, **cut(4, 2), "precompute_ref_log_probs": precompute})
-        assert ("ref_logps" in json.dumps(trainer.train_dataset.column_names)) is (
-            precompute and config["rl"] == "aot_unpaired"
-        )
-        trainer.train()
+        names = {"aot": {"ref_chosen_logps", "ref_rejected_logps"}, "aot_unpaired": {"ref_logps"}}
+        assert (names[config["rl"]] <= set(trainer.train_dataset.column_names)) is precompute
+        reference = trainer.ref_model or trainer.model
+        with counting_forwards(reference) as seen:
+            trainer.train()
+        # 4 steps of 2 micro-batches: the policy runs twice and the reference, if not precomputed, once
+        expected = 8 * (not precompute) + (16 if reference is trainer.model else 0)
+        assert len(seen) == expected
         runs.append(trainer)
     for key in ("loss", "grad_norm"):
         assert column(runs[0], key) == pytest.approx(column(runs[1], key), rel=1e-5)

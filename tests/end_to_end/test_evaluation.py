@@ -41,3 +41,16 @@ def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tm
     assert first["loss"] != pytest.approx(math.log(2), rel=1e-3)  # it is the trained model
     for case, result in results.items():
         assert result == pytest.approx(first, rel=1e-6, abs=1e-6), case
+
+
+@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+def test_two_processes_repeat_to_the_last_digit_with_or_without_evaluations(
+    processes, with_test_set, tmp_path
+):
+    more = {"micro_batch_size": 4, "gradient_accumulation_steps": 2}
+    runs = [
+        processes.train({**with_test_set, **more, **evaluation}, tmp_path / str(number), 2)
+        for number, evaluation in enumerate([{"eval_strategy": "no"}, {"eval_steps": 1}])
+    ]
+    assert sum("eval_loss" in entry for entry in runs[1].logs[0]) == 9  # one before the first step
+    assert runs[0].steps == runs[1].steps

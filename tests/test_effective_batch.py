@@ -470,6 +470,14 @@ def test_evaluating_in_between_changes_nothing(build, with_evaluation, lora, qlo
     assert losses[0] == losses[1]
 
 
+def test_evaluating_leaves_the_random_state_alone(build, with_evaluation):
+    trainer = build(with_evaluation)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    trainer.evaluate()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 EVAL_GROUPS = {"eval_loss", "eval_dominance", "eval_rewards", "eval_logps"}
 
 

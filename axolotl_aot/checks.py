@@ -1,7 +1,7 @@
 """Whether a YAML asks for anything that AOT would have to ignore, or that cannot run with it.
 
-Each check takes the raw config, and raises `AOTConfigError`. May import nothing of the package, nor of
-axolotl.
+Each check takes the raw config and raises `AOTConfigError`; what it has made sure of, it writes back in
+the form that axolotl needs. May import nothing of the package, nor of axolotl.
 """
 
 import math
@@ -15,8 +15,23 @@ class AOTConfigError(ValueError):
     """A YAML that AOT cannot run as it stands; the message names key, value and remedy."""
 
 
+SUPERVISED_ONLY = (
+    "batch_flattening",
+    "curriculum_sampling",
+    "dataloader_drop_last",
+    "do_bench_eval",
+    "do_causal_lm_eval",
+    "eval_table_size",
+    "group_by_length",
+    "jagged_restart_steps",
+    "lisa_step_interval",
+    "loss_watchdog_threshold",
+    "lr_quadratic_warmup",
+    "neftune_noise_alpha",
+    "relora",
+)
 _OTHER_LOSS = "it belongs to another rl type; remove it"
-# Keys of axolotl's other RL types that AOT would have to ignore, and what to do about each.
+# Keys that AOT would have to ignore, and what to do about each.
 FOREIGN_KEYS = {
     "dpo_loss_type": "the loss is set by aot_penalty and aot_dominance; remove it",
     "dpo_loss_weights": "AOT has one loss, set by aot_penalty and aot_dominance; remove it",
@@ -28,8 +43,7 @@ FOREIGN_KEYS = {
     "pad_to_multiple_of": "axolotl's collator for it does not fit TRL's data; remove it",
     "kto_desirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
     "kto_undesirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
-    "group_by_length": "axolotl's RL types do not know it; remove it",
-    "curriculum_sampling": "axolotl's RL types do not know it; remove it",
+    **dict.fromkeys(SUPERVISED_ONLY, "axolotl reads it for supervised fine-tuning only; remove it"),
     "auto_find_batch_size": "axolotl's RL types do not know it, and it would change the effective batch, "
     "which is what AOT sorts; set micro_batch_size and gradient_accumulation_steps",
     "orpo_alpha": _OTHER_LOSS,
@@ -53,12 +67,14 @@ LESS_IS_BETTER = ("dominance/violation", "dominance/violation_rate")
 
 
 def check_foreign_keys(cfg: MutableMapping[str, Any], rl: str) -> None:
+    """None of `FOREIGN_KEYS` is set."""
     for key, advice in FOREIGN_KEYS.items():
-        if cfg.get(key) is not None and cfg[key] is not False:
+        if cfg.get(key):
             raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect with `rl: {rl}`: {advice}")
 
 
 def check_beta(cfg: MutableMapping[str, Any]) -> None:
+    """`rl_beta` is a number above 0; writes it as one, or the default."""
     trl_beta = (cfg.get("trl") or {}).get("beta")
     if trl_beta is not None:  # axolotl would prefer it to rl_beta
         raise AOTConfigError(f"`trl: beta: {trl_beta}`: set rl_beta instead")
@@ -73,6 +89,7 @@ def check_beta(cfg: MutableMapping[str, Any]) -> None:
 
 
 def check_parallelism(cfg: MutableMapping[str, Any], rl: str) -> None:
+    """Engines and ways of dealing out the data that were not tried, or cannot work."""
     for key in UNTRIED_PARALLELISM:
         if str(cfg.get(key) or 1) != "1":
             raise AOTConfigError(
@@ -103,6 +120,7 @@ def check_parallelism(cfg: MutableMapping[str, Any], rl: str) -> None:
 
 
 def check_best_model(cfg: MutableMapping[str, Any]) -> None:
+    """The best model is chosen on an evaluation set; writes `greater_is_better` for AOT's own metrics."""
     for key in ("metric_for_best_model", "early_stopping_patience", "load_best_model_at_end"):
         if cfg.get(key) and not cfg.get("test_datasets") and not cfg.get("val_set_size"):
             raise AOTConfigError(

@@ -34,7 +34,7 @@ POSITION = "aot_position"  # and every one, where its first sample stands in the
 class Scored:
     """What the scoring pass found out about one micro-batch.
 
-    loss: the step's loss, scalar. coefficients: the loss's derivative by each sequence's
+    loss: of what is sorted together, scalar. coefficients: the loss's derivative by each sequence's
     log-probability under the policy, shape (sequences,).
     """
 
@@ -136,8 +136,8 @@ class EffectiveBatchMixin(ScoringMixin):
         that all processes have as many micro-batches, and those are full.
         """
         positions = position + torch.arange(len(rows), device=rows.device)
-        own = positions < len(self.train_dataset)
-        return torch.cat([rows, own.to(rows.dtype)[:, None]], dim=1)
+        is_sample = positions < len(self.train_dataset)
+        return torch.cat([rows, is_sample.to(rows.dtype)[:, None]], dim=1)
 
     def _objective(self, micro_batches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The loss over one sort, and each micro-batch's coefficients.

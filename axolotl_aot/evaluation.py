@@ -1,14 +1,16 @@
 """Evaluation over the whole set at once, not an average over batches.
 
-May import `axolotl_aot.scoring`; torch and transformers.
+May import `axolotl_aot.checks`, `scoring`; torch and transformers.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 
+from axolotl_aot.checks import AOTConfigError
 from axolotl_aot.scoring import ScoringMixin
 
 
@@ -32,7 +34,12 @@ class EvaluationMixin(ScoringMixin):
         return None, None, None
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Trainer's loop; loss and metrics come from all rows. The random state is as it was before."""
+        """Trainer's loop; loss and metrics come from all rows. The random state is as it was before.
+
+        Raises:
+            AOTConfigError: an engine that cannot evaluate what it has not trained, as for `axolotl evaluate`.
+        """
+        self._require_an_engine_that_evaluates()
         self._eval_rows = []
         with torch.random.fork_rng(devices=[]):  # a data loader draws a seed for its workers
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -42,3 +49,16 @@ class EvaluationMixin(ScoringMixin):
         metrics = {"loss": self._loss(rows).item(), **self._metrics_of(rows)}
         output.metrics.update({f"{metric_key_prefix}_{k}": v for k, v in metrics.items()})
         return output
+
+    def _require_an_engine_that_evaluates(self) -> None:
+        trained = self.is_in_train or self.state.global_step
+        if not trained and self.accelerator.is_fsdp2:
+            key, why = "fsdp_config", "FSDP2 takes a model together with its optimizer only"
+        elif not trained and self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
+            key, why = "deepspeed", "DeepSpeed evaluates under ZeRO-3 only"
+        else:
+            return
+        raise AOTConfigError(
+            f"`{key}` in an evaluation without training: {why}; evaluate with the same YAML without {key}, "
+            "in one process or several"
+        )

@@ -1,19 +1,17 @@
-"""What the plugin hands to the trainer that axolotl builds, and the rescue of an interrupted adapter.
+"""What the plugin hands to the trainer that axolotl builds, and what a checkpoint keeps of it.
 
-May import `axolotl_aot.checks`, `config`; axolotl, transformers and peft.
+May import `axolotl_aot.adapters`, `checks`, `config`; transformers and peft, and nothing of axolotl.
 """
 
-import signal
-import sys
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any
 
-from axolotl.utils.distributed import cleanup_distributed
 from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from axolotl_aot.adapters import CONFIG as ADAPTER_CONFIG
+from axolotl_aot.adapters import load_adapter
 from axolotl_aot.checks import AOTConfigError
 from axolotl_aot.config import AOTArgs
 
@@ -47,7 +45,6 @@ class AOTSetup(TrainerCallback, ExportableState):
         self.auto_resume = auto_resume
         self.run_settings: dict[str, Any] = {}
         self.one_label_steps = 0
-        self._previous_handler: Any = None
 
     @classmethod
     def among(cls, callbacks: list[TrainerCallback] | None) -> "AOTSetup":
@@ -58,25 +55,6 @@ class AOTSetup(TrainerCallback, ExportableState):
         """What transformers writes into a checkpoint's trainer state."""
         saved = {"run_settings": self.run_settings, "one_label_steps": self.one_label_steps}
         return {"args": {}, "attributes": saved}
-
-    def restore(self, saved: dict[str, Any], checkpoint: str) -> None:
-        """Go on from the `attributes` of a `state`.
-
-        Raises:
-            AOTConfigError: it was trained with other settings; the message names each difference.
-        """
-        before = saved["run_settings"]
-        changed = [
-            f"`{key}: {self.run_settings.get(key)}` (the checkpoint: {before.get(key)})"
-            for key in {**before, **self.run_settings}
-            if before.get(key) != self.run_settings.get(key)
-        ]
-        if changed:
-            raise AOTConfigError(
-                f"cannot resume from {checkpoint} with other settings: {', '.join(changed)}. Set them back, "
-                "or start a new run, with another output_dir and without resuming"
-            )
-        self.one_label_steps = saved["one_label_steps"]
 
     def models(
         self,
@@ -96,7 +74,7 @@ class AOTSetup(TrainerCallback, ExportableState):
             return model, reference
         if self.adapter:
             if peft_config is None:
-                return PeftModel.from_pretrained(model, self._trained("adapter_config.json")), reference
+                return load_adapter(model, self._trained(ADAPTER_CONFIG)), reference
             if self.lora_model_dir:
                 raise AOTConfigError(
                     f"`lora_model_dir: {self.lora_model_dir}`: axolotl starts every RL run with a new "
@@ -121,29 +99,3 @@ class AOTSetup(TrainerCallback, ExportableState):
                 f"{'lora_model_dir' if self.adapter else 'output_dir'}"
             )
         return folder
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: Any, model: Any = None, **kwargs: Any
-    ) -> None:
-        """On Ctrl-C, save the adapter: axolotl's own handler saves the base model that it loaded.
-
-        Sharded engines are left to axolotl, since one process alone cannot save there; so is a worker
-        that trains in a thread, where Python takes no signals.
-        """
-        if not self.adapter or args.fsdp or args.deepspeed:
-            return
-        if not state.is_local_process_zero or current_thread() is not main_thread():
-            return
-
-        def save_and_exit(signum: int, frame: Any) -> None:
-            model.save_pretrained(args.output_dir)
-            cleanup_distributed()
-            sys.exit(0)
-
-        self._previous_handler = signal.signal(signal.SIGINT, save_and_exit)
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        """Give Ctrl-C back to axolotl."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None

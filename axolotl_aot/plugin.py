@@ -6,6 +6,8 @@ a config that does not use it; so each hook asks first whether the config at han
 May import everything of the package; what loads a trainer only inside a hook.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
@@ -49,18 +51,18 @@ class AOTPlugin(BasePlugin):
         if not config.active_rl(cfg):
             return []
         from axolotl_aot.handover import AOTSetup
+        from axolotl_aot.rescue import SaveAdapterOnInterrupt
 
         last_loaded, self._last_loaded = self._last_loaded, None
-        return [
-            AOTSetup(
-                config.settings(cfg),
-                reference=last_loaded if last_loaded is not model else None,
-                output_dir=cfg.output_dir,
-                adapter=bool(cfg.adapter),
-                lora_model_dir=cfg.lora_model_dir,
-                auto_resume=bool(cfg.auto_resume_from_checkpoints and not cfg.resume_from_checkpoint),
-            )
-        ]
+        setup = AOTSetup(
+            config.settings(cfg),
+            reference=last_loaded if last_loaded is not model else None,
+            output_dir=cfg.output_dir,
+            adapter=bool(cfg.adapter),
+            lora_model_dir=cfg.lora_model_dir,
+            auto_resume=bool(cfg.auto_resume_from_checkpoints and not cfg.resume_from_checkpoint),
+        )
+        return [setup, SaveAdapterOnInterrupt()] if cfg.adapter else [setup]
 
     def add_callbacks_post_trainer(self, cfg: DictDefault, trainer: Trainer) -> list[TrainerCallback]:
         """Callbacks that axolotl's RL builder does not make from the YAML."""
@@ -69,3 +71,10 @@ class AOTPlugin(BasePlugin):
         from axolotl_aot.training_args import callbacks
 
         return callbacks(cfg)
+
+    def post_train(self, cfg: DictDefault, model: PreTrainedModel) -> None:
+        """Mend the adapter that axolotl has saved; it calls this before saving, too."""
+        if config.active_rl(cfg) and cfg.adapter and os.environ.get("RANK", "0") == "0":
+            from axolotl_aot.adapters import mend_saved
+
+            mend_saved(Path(cfg.output_dir))

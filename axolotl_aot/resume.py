@@ -4,22 +4,45 @@ transformers writes a checkpoint's files one after the other, `trainer_state.jso
 killed in between leaves a folder that looks like a checkpoint; transformers would take its weights and
 count from the first step again, with a new optimizer, without a word.
 
-May import `axolotl_aot.checks`, `handover`; transformers, and nothing of axolotl.
+May import `axolotl_aot.adapters`, `checks`, `handover`; accelerate and transformers, and nothing of axolotl.
 """
 
 import json
 import logging
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from accelerate.utils import broadcast_object_list, is_peft_model
+from torch import nn
+from torch.distributed.fsdp import StateDictType
+from transformers import EarlyStoppingCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import TrainOutput
 
+from axolotl_aot.adapters import load_into_shards
 from axolotl_aot.checks import AOTConfigError
 from axolotl_aot.handover import AOTSetup
 
 LOG = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
+COUNTER = "early_stopping_patience_counter"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's folder as the main process sees it.
+
+    state: its trainer state, None where it was not written to its end. has_optimizer: whether it holds
+    what the optimizer and the scheduler need. last_complete: the last complete checkpoint beside it.
+    """
+
+    path: str
+    state: dict[str, Any] | None
+    has_optimizer: bool
+    last_complete: str | None
 
 
 class ResumeMixin:
@@ -41,18 +64,71 @@ class ResumeMixin:
             AOTConfigError: a checkpoint that is incomplete, or that was trained with other settings.
         """
         self.setup.run_settings = self._run_settings()
-        checkpoint = None
-        if resume_from_checkpoint is True or (resume_from_checkpoint and self.setup.auto_resume):
-            checkpoint = _last_complete(Path(self.args.output_dir))
-        elif resume_from_checkpoint:
-            checkpoint = Path(resume_from_checkpoint)
-        if checkpoint:
-            self.setup.restore(_saved_setup(checkpoint), str(checkpoint))
-        return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+        path = None
+        if resume_from_checkpoint:
+            # the main process looks, and all decide by what it saw: file systems may differ
+            found = [self._look(resume_from_checkpoint) if self.accelerator.is_main_process else None]
+            (checkpoint,) = broadcast_object_list(found)
+            if checkpoint is not None:
+                self._go_on(checkpoint)
+                path = checkpoint.path
+        return super().train(resume_from_checkpoint=path, **kwargs)
+
+    def _look(self, resume_from_checkpoint: str | bool) -> Checkpoint | None:
+        """The checkpoint that is asked for; None where that is the last complete one, and there is none."""
+        if resume_from_checkpoint is True or self.setup.auto_resume:
+            path = _last_complete(Path(self.args.output_dir))
+            if path is None:
+                LOG.warning("no complete checkpoint in %s: starting anew", self.args.output_dir)
+                return None
+        else:
+            path = Path(resume_from_checkpoint)
+        last = _last_complete(path.parent)
+        has_optimizer = (path / "scheduler.pt").is_file() or any(path.glob("global_step*"))
+        return Checkpoint(str(path), _read_state(path), has_optimizer, str(last) if last else None)
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        key = f"`resume_from_checkpoint: {checkpoint.path}`"
+        if checkpoint.state is None:
+            last = checkpoint.last_complete
+            raise AOTConfigError(
+                f"{key}: it has no complete {STATE_FILE}, so it was not written to its end (or is no "
+                f"checkpoint): {f'use {last}' if last else 'no other is complete either; start anew'}"
+            )
+        saved = checkpoint.state["stateful_callbacks"]
+        if AOTSetup.__name__ not in saved:
+            raise AOTConfigError(
+                f"{key}: not written by `rl: aot` or `rl: aot_unpaired`, so there is nothing to go on with; "
+                "merge its adapter into base_model, or take its weights as base_model"
+            )
+        if not checkpoint.has_optimizer:
+            raise AOTConfigError(
+                f"{key}: it holds no state of the optimizer (`save_only_model: true`), so training cannot go "
+                "on; start anew, without resuming"
+            )
+        for callback in self.callback_handler.callbacks:
+            name = type(callback).__name__
+            if isinstance(callback, ExportableState) and name not in saved:
+                added = "early_stopping_patience" if name == EarlyStoppingCallback.__name__ else name
+                raise AOTConfigError(f"{key}: it was trained without {added}; remove that, or start anew")
+            if isinstance(callback, EarlyStoppingCallback):
+                # transformers restores it only together with all others, by making them anew
+                callback.early_stopping_patience_counter = saved[name]["attributes"][COUNTER]
+        attributes = saved[AOTSetup.__name__]["attributes"]
+        _require_same_settings(attributes["run_settings"], self.setup.run_settings, checkpoint.path)
+        self.setup.one_label_steps = attributes["one_label_steps"]
+        self.args.eval_on_start = False  # the start has been
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model = self.model if model is None else model
+        if self.accelerator.is_fsdp2 and is_peft_model(model):
+            kind = self.accelerator.state.fsdp_plugin.state_dict_type
+            if kind is StateDictType.FULL_STATE_DICT:
+                load_into_shards(model, resume_from_checkpoint)
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any] | None:
-    """The checkpoint's trainer state; None where the checkpoint was not written to its end."""
     try:
         return json.loads((checkpoint / STATE_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
@@ -61,29 +137,23 @@ def _read_state(checkpoint: Path) -> dict[str, Any] | None:
 
 def _last_complete(folder: Path) -> Path | None:
     """The last checkpoint in an output folder that was written to its end; says which it passes over."""
-    checkpoints = [p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if p.name.split("-")[1].isdigit()]
-    for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+    numbers = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
+    checkpoints = [path for path, number in numbers.items() if number]
+    for checkpoint in sorted(checkpoints, key=lambda path: int(numbers[path][1]), reverse=True):
         if _read_state(checkpoint) is not None:
             return checkpoint
         LOG.warning("%s was not written to its end: the run was killed meanwhile", checkpoint)
-    LOG.warning("no complete checkpoint in %s: training starts from the beginning", folder)
     return None
 
 
-def _saved_setup(checkpoint: Path) -> dict[str, Any]:
-    """What `AOTSetup.state` gave when the checkpoint was written."""
-    state = _read_state(checkpoint)
-    if state is None:
-        last = _last_complete(checkpoint.parent)
-        instead = f"use {last}" if last else "there is no complete one beside it; train from the start"
+def _require_same_settings(before: dict[str, Any], now: dict[str, Any], checkpoint: str) -> None:
+    changed = [
+        f"`{key}: {now.get(key)}` (the checkpoint: {before.get(key)})"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
         raise AOTConfigError(
-            f"`resume_from_checkpoint: {checkpoint}`: it has no complete {STATE_FILE}, so it was not "
-            f"written to its end (or is no checkpoint): {instead}"
+            f"cannot resume from {checkpoint} with other settings: {', '.join(changed)}. Set them back, or "
+            "start a new run, with another output_dir and without resuming"
         )
-    try:
-        return state["stateful_callbacks"][AOTSetup.__name__]["attributes"]
-    except KeyError:
-        raise AOTConfigError(
-            f"`resume_from_checkpoint: {checkpoint}`: not written by `rl: aot` or `rl: aot_unpaired`, "
-            "so there is nothing to go on with; merge its adapter or take its weights as base_model"
-        ) from None

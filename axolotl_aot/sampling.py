@@ -69,7 +69,7 @@ def positives_per_batch(positives: int, ends: np.ndarray, offset: int) -> np.nda
     """How many of the positives go to each batch, evenly.
 
     positives: their number. ends: number of samples up to the end of each batch, shape (batches,); all
-    batches but the last are equally large. offset: in [0, 1), moves the batches that get one more.
+    batches but the last are equally large. offset: in [0, samples), which of the batches get one more.
 
     Returns integers, shape (batches,), that sum to `positives`. Full batches differ by one at most.
     """

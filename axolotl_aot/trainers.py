@@ -44,9 +44,13 @@ PAPER = {
 
 
 class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
-    """What AOT makes of a TRL trainer; `rl` is its type in the YAML."""
+    """What AOT makes of a TRL trainer.
+
+    rl: its type in the YAML. without_effect: the `aot_` keys that it does not read.
+    """
 
     rl: ClassVar[str]
+    without_effect: ClassVar[set[str]] = set()
 
     def __init__(
         self,
@@ -69,10 +73,12 @@ class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
             self.model.delete_adapter("ref")
 
     def _run_settings(self) -> dict[str, Any]:
-        settings = {"rl": self.rl, "rl_beta": self.beta, **self.aot.model_dump()}
+        settings = {"rl": self.rl, "rl_beta": self.beta, **self.aot.model_dump(exclude=self.without_effect)}
         if not self._whole:
             settings["micro_batch_size"] = self._train_batch_size
-        return {**settings, BATCH_KEYS: self.effective_batch_size}
+        # what the order of the samples depends on
+        order = {"seed": self._data_seed, "rows of datasets": len(self.train_dataset)}
+        return {**settings, **order, BATCH_KEYS: self.effective_batch_size}
 
 
 class AOTTrainer(AOTMixin, AxolotlDPOTrainer):
@@ -82,6 +88,7 @@ class AOTTrainer(AOTMixin, AxolotlDPOTrainer):
     """
 
     rl = "aot"
+    without_effect: ClassVar = {"aot_stratify"}
     tag_names: ClassVar = ["axolotl", "aot"]
     _tag_names: ClassVar = ["trl", "aot"]
     _name = "AOT"

@@ -12,12 +12,11 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from axolotl_aot.config import active_rl
 
-# KTO's loss type without a KL term: TRL then prepares no KL data and restricts no batch.
+# KTO's loss type without a KL term: TRL then prepares no KL data, and allows any order and batch.
 UNPAIRED = {"loss_type": "apo_zero_unpaired", "train_sampling_strategy": "random"}
 
 # Keys that are fields of transformers' TrainingArguments, under the same name.
 SAME_NAME = (
-    "dataloader_drop_last",
     "ddp_broadcast_buffers",
     "ddp_bucket_cap_mb",
     "ddp_find_unused_parameters",
@@ -36,7 +35,8 @@ def training_args(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if cfg.get("early_stopping_patience"):
         args.setdefault("metric_for_best_model", "eval_loss")
     # as for supervised fine-tuning: on demand, and with early stopping where checkpoints are of evaluated
-    # steps, which axolotl's validation sees to where both keys are set
+    # steps, which axolotl's validation sees to where both keys are set (its default, false, cannot be told
+    # from false in the YAML)
     stops_early = cfg.get("early_stopping_patience") and cfg.get("save_steps") and cfg.get("eval_steps")
     args["load_best_model_at_end"] = bool(cfg.get("load_best_model_at_end") or stops_early)
     return args

@@ -8,6 +8,7 @@ import os
 import signal
 from pathlib import Path
 
+import axolotl.utils.trainer
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
@@ -79,6 +80,8 @@ def load_on_cpu() -> None:
 class OnCPU(BasePlugin):
     def register(self, cfg):
         load_on_cpu()
+        # a CUDA build of torch without a driver takes this question ill
+        axolotl.utils.trainer.check_cuda_p2p_ib_support = lambda: True
         if cfg.get("fsdp_config"):
             shard_on_cpu()
         if cfg.get("deepspeed"):

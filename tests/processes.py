@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
+DEADLINE = 180  # seconds; a run takes 10 at most
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,19 @@ def _start(job: dict[str, Any], rank: int, port: int, commands: dict[str, Any]) 
 
 
 def _wait(pids: list[int]) -> list[int]:
-    """Exit codes of the processes; when one fails, the others are killed, as torchrun does."""
+    """Exit codes of the processes; when one fails, the others are killed, as torchrun does.
+
+    All are killed at a deadline: processes that wait for each other would do so for half an hour.
+    """
     codes: dict[int, int] = {}
+    deadline = time.monotonic() + DEADLINE
     while len(codes) < len(pids):
-        pid, status = os.wait()
-        codes[pid] = os.waitstatus_to_exitcode(status)
-        if codes[pid]:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            codes[pid] = os.waitstatus_to_exitcode(status)
+        else:
+            time.sleep(0.02)
+        if any(codes.values()) or time.monotonic() > deadline:
             for other in set(pids) - set(codes):
                 os.kill(other, signal.SIGKILL)
     return [codes[pid] for pid in pids]

@@ -110,6 +110,8 @@ def test_settings_have_the_documented_defaults():
         ),
         ({**AOT, "auto_find_batch_size": True}, "`auto_find_batch_size: True`.*micro_batch_size"),
         ({**AOT, "group_by_length": True}, "`group_by_length: True`.*remove it"),
+        ({**AOT, "neftune_noise_alpha": 5}, "`neftune_noise_alpha: 5`.*supervised fine-tuning only"),
+        ({**UNPAIRED, "dataloader_drop_last": True}, "`dataloader_drop_last: True`.*remove it"),
         ({**AOT, "curriculum_sampling": True}, "`curriculum_sampling: True`.*remove it"),
         ({**AOT, "early_stopping_patience": 3}, "`early_stopping_patience: 3` needs an evaluation set"),
         ({**AOT, "metric_for_best_model": "eval_loss"}, "`metric_for_best_model: eval_loss` needs an eval"),

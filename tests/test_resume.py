@@ -1,5 +1,7 @@
 """From which checkpoints a run may go on. That it then ends the same is in end_to_end."""
 
+import shutil
+
 import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -43,6 +45,7 @@ def test_another_cut_of_the_same_batch_goes_on(run, saved):
                 r"`aot_penalty: squared_hinge` \(the checkpoint: logistic\)",
             ],
         ),
+        ({"seed": 7}, [r"`seed: 7` \(the checkpoint: 42\)"]),
         ({"micro_batch_size": 8}, [r"gradient_accumulation_steps x processes: 16` \(the checkpoint: 8\)"]),
         (
             {"aot_scope": "micro_batch"},
@@ -84,10 +87,10 @@ def test_no_complete_checkpoint_at_all(run, saved, tmp_path, caplog):
     config, folder = saved
     for state in (tmp_path / "out").glob("checkpoint-*/trainer_state.json"):
         state.unlink()
-    with pytest.raises(ValueError, match="no complete one beside it; train from the start"):
+    with pytest.raises(ValueError, match="no other is complete either; start anew"):
         run({**config, "resume_from_checkpoint": f"{folder}/checkpoint-4"})
     trainer = run({**config, "auto_resume_from_checkpoints": True})
-    assert "training starts from the beginning" in caplog.text
+    assert "starting anew" in caplog.text
     assert len(column(trainer, "loss")) == 4
 
 
@@ -100,3 +103,58 @@ def test_the_count_of_one_label_steps_goes_on(run, unpaired_config, tmp_path):
     assert expected[-1] >= 7
     resumed = run({**config, "resume_from_checkpoint": str(tmp_path / "out/checkpoint-6")})
     assert column(resumed, "dominance/one_label_steps") == expected
+
+
+def test_another_number_of_rows_is_refused(run, saved, tmp_path):
+    config, folder = saved
+    path = write_jsonl(tmp_path / "more.jsonl", make_pairs(60))
+    entry = {**config["datasets"][0], "path": str(path)}
+    with pytest.raises(ValueError, match=r"`rows of datasets: 60` \(the checkpoint: 48\)"):
+        run({**config, "datasets": [entry], "resume_from_checkpoint": f"{folder}/checkpoint-4"})
+
+
+def test_a_checkpoint_without_the_optimizer(run, paired_config):
+    config = {**paired_config, **SAVING, "save_only_model": True}
+    folder = run(config).args.output_dir
+    with pytest.raises(ValueError, match="checkpoint-2`: it holds no state of the optimizer"):
+        run({**config, "resume_from_checkpoint": f"{folder}/checkpoint-2"})
+
+
+def test_a_copy_of_a_checkpoint_is_not_one_of_the_run(run, saved, tmp_path):
+    config, _ = saved
+    shutil.copytree(tmp_path / "out/checkpoint-2", tmp_path / "out/checkpoint-9-backup")
+    trainer = run({**config, "auto_resume_from_checkpoints": True, "max_steps": 6})
+    assert len(column(trainer, "loss")) == 6
+
+
+@pytest.fixture
+def stopping(paired_config, tmp_path):
+    """Evaluates after every step, saves every other, and stops when the violation has not fallen for 5."""
+    path = write_jsonl(tmp_path / "eval.jsonl", make_pairs(12, seed=5))
+    entry = {"path": str(path), "split": "train", "type": {"field_prompt": "prompt"}}
+    return {
+        **paired_config,
+        **SAVING,
+        "test_datasets": [entry],
+        "val_set_size": None,
+        "eval_steps": 1,
+        "max_steps": 12,
+        "save_total_limit": 12,
+        "metric_for_best_model": "eval_dominance/violation",
+        "early_stopping_patience": 5,
+    }
+
+
+def test_early_stopping_goes_on_counting(run, stopping, tmp_path):
+    whole = run(stopping)
+    stopped = whole.state.global_step
+    assert 5 < stopped < 12
+    resumed = run({**stopping, "resume_from_checkpoint": str(tmp_path / "out/checkpoint-4")})
+    assert resumed.state.global_step == stopped
+    assert column(resumed, "loss") == column(whole, "loss")
+
+
+def test_early_stopping_that_was_not_there_before(run, stopping, tmp_path):
+    run({**stopping, "early_stopping_patience": None, "max_steps": 2})
+    with pytest.raises(ValueError, match="trained without early_stopping_patience; remove that"):
+        run({**stopping, "resume_from_checkpoint": str(tmp_path / "out/checkpoint-2")})

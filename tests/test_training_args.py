@@ -3,7 +3,6 @@
 import pytest
 from safetensors.torch import load_file
 
-from tests.helpers import column
 from tests.tiny import make_pairs, write_jsonl
 
 METRIC = "eval_dominance/violation"
@@ -75,11 +74,3 @@ def test_early_stopping_looks_at_the_loss_by_default(build, evaluated):
 
 def test_the_last_model_is_kept_by_default(build, evaluated):
     assert not build(evaluated).args.load_best_model_at_end
-
-
-def test_the_last_batch_can_be_dropped(build, paired_config):
-    # 48 pairs in micro-batches of 10: without the last 8, an epoch is 2 steps of 2
-    config = {**paired_config, "micro_batch_size": 10, "gradient_accumulation_steps": 2, "max_steps": 4}
-    trainer = build({**config, "num_epochs": 2, "dataloader_drop_last": True})
-    trainer.train()
-    assert column(trainer, "epoch") == [0.5, 1.0, 1.5, 2.0]

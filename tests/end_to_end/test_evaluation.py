@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from tests.end_to_end.test_processes import KINDS, config  # noqa: F401
+from tests.end_to_end.engines import FSDP2, KINDS, zero
 from tests.tiny import make_pairs, unpair, write_jsonl
 
 
 @pytest.fixture
-def with_test_set(config, tmp_path):  # noqa: F811
+def with_test_set(config, tmp_path):
     """23 pairs or 43 answers, which divide by none of the batch sizes."""
     pairs = make_pairs(23, seed=9)
     rows = pairs if config["rl"] == "aot" else unpair(pairs)[:-3]
@@ -19,7 +19,7 @@ def with_test_set(config, tmp_path):  # noqa: F811
     return {**config, "test_datasets": [entry], "val_set_size": None}
 
 
-def evaluate(processes, config, folder, world, batch_size) -> dict[str, float]:  # noqa: F811
+def evaluate(processes, config, folder, world, batch_size) -> dict[str, float]:
     run = processes.run("evaluate", {**config, "eval_batch_size": batch_size}, folder, world)
     assert set(run.codes) == {0}, run.output
     with (folder / "out/eval_summary.csv").open() as file:
@@ -31,14 +31,17 @@ def evaluate(processes, config, folder, world, batch_size) -> dict[str, float]: 
 @pytest.mark.parametrize("config", KINDS, indirect=True, ids="-".join)
 def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tmp_path):
     folder = tmp_path / "run"
-    processes.train({**with_test_set, "eval_strategy": "no"}, folder)
+    (log,) = processes.train({**with_test_set, "eval_steps": 8}, folder).logs
+    last = [entry for entry in log if "eval_loss" in entry][-1]
     results = {
         (world, batch_size): evaluate(processes, with_test_set, folder, world, batch_size)
         for world, batch_size in ((1, 1), (1, 3), (1, 8), (2, 1), (2, 3), (2, 8))
     }
     first = results[1, 1]
     assert {"loss", "dominance/violation", "rewards/chosen", "logps/rejected"} <= set(first)
-    assert first["loss"] != pytest.approx(math.log(2), rel=1e-3)  # it is the trained model
+    assert first["loss"] != pytest.approx(math.log(2), rel=1e-3)
+    for name, value in first.items():  # it is the trained model, and the reference that it was trained with
+        assert value == pytest.approx(last[f"eval_{name}"], rel=1e-5, abs=1e-5), name
     for case, result in results.items():
         assert result == pytest.approx(first, rel=1e-6, abs=1e-6), case
 
@@ -54,3 +57,16 @@ def test_two_processes_repeat_to_the_last_digit_with_or_without_evaluations(
     ]
     assert sum("eval_loss" in entry for entry in runs[1].logs[0]) == 9  # one before the first step
     assert runs[0].steps == runs[1].steps
+
+
+@pytest.mark.parametrize("config", KINDS[1:2], indirect=True, ids="-".join)
+def test_engines_that_cannot_evaluate_say_so(processes, with_test_set, tmp_path):
+    processes.train({**with_test_set, "max_steps": 1, "eval_strategy": "no"}, tmp_path / "run")
+    for keys, message in (
+        (FSDP2, "`fsdp_config` in an evaluation without training"),
+        (zero(2, tmp_path), "`deepspeed` in an evaluation without training"),
+    ):
+        run = processes.run("evaluate", {**with_test_set, **keys}, tmp_path / "run", 2)
+        assert set(run.codes) - {0} and message in run.output
+    run = processes.run("evaluate", {**with_test_set, **zero(3, tmp_path)}, tmp_path / "run", 2)
+    assert set(run.codes) == {0}, run.output

@@ -8,7 +8,19 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.test_processes import config  # noqa: F401
+from tests.end_to_end.engines import FSDP2, zero
+
+
+def saving(config, world: int) -> dict:
+    return {
+        "plugins": [*config["plugins"], "tests.on_cpu.KillOnOrder"],
+        "micro_batch_size": 4 // world,
+        "gradient_accumulation_steps": 2,
+        "save_steps": 4,
+        "save_strategy": "steps",
+        "lr_scheduler": "cosine",
+        "auto_resume_from_checkpoints": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -21,17 +33,8 @@ from tests.end_to_end.test_processes import config  # noqa: F401
     ],
     indirect=["config"],
 )
-def test_a_run_that_is_killed_three_times(processes, config, world, weights, tmp_path):  # noqa: F811
-    config |= {
-        "plugins": [*config["plugins"], "tests.on_cpu.KillOnOrder"],
-        "micro_batch_size": 4 // world,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 15,
-        "save_steps": 4,
-        "save_strategy": "steps",
-        "lr_scheduler": "cosine",
-        "auto_resume_from_checkpoints": True,
-    }
+def test_a_run_that_is_killed_three_times(processes, config, world, weights, tmp_path):
+    config = {**config, **saving(config, world), "max_steps": 15}
     undisturbed = processes.train(config, tmp_path / "undisturbed", world)
     folder = tmp_path / "killed"
     for kill, checkpoints in (
@@ -50,3 +53,28 @@ def test_a_run_that_is_killed_three_times(processes, config, world, weights, tmp
     assert expected.keys() == actual.keys()
     for name, tensor in expected.items():
         assert tensor.equal(actual[name]), name
+
+
+SHARDED = {**FSDP2, "fsdp_config": {**FSDP2["fsdp_config"], "state_dict_type": "SHARDED_STATE_DICT"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "engine"),
+    [
+        (("paired", "lora"), FSDP2),
+        (("paired", "lora"), SHARDED),
+        (("unpaired", "full"), FSDP2),
+        (("unpaired", "lora"), 2),
+        (("paired", "full"), 3),
+    ],
+    indirect=["config"],
+    ids=["fsdp2-lora", "fsdp2-lora-sharded", "fsdp2-full", "zero2-lora", "zero3-full"],
+)
+def test_a_run_of_a_sharded_engine_that_is_killed(processes, config, engine, tmp_path):
+    keys = engine if isinstance(engine, dict) else zero(engine, tmp_path)
+    config = {**config, **saving(config, 2), **keys}
+    undisturbed = processes.train(config, tmp_path / "undisturbed", 2)
+    killed = processes.run("train", config, tmp_path / "killed", 2, KILL="in a step after:6")
+    assert set(killed.codes) == {-signal.SIGKILL}, killed.output
+    resumed = processes.train(config, tmp_path / "killed", 2)
+    assert resumed.steps == undisturbed.steps

@@ -4,37 +4,16 @@
 processes have fewer samples than others there, and some have none.
 """
 
-import json
-
 import pytest
+from safetensors.torch import load_file
 
-from tests.conftest import LORA
-from tests.tiny import make_pairs, unpair, write_jsonl
+from tests.end_to_end.engines import FSDP, FSDP2, KINDS, zero
 
 CUTS = [(1, 1, 16), (2, 4, 2), (2, 1, 8), (4, 2, 2)]  # processes, micro-batch, accumulation steps
 WHOLE = (1, 16, 1)
-FSDP = {
-    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
-    "state_dict_type": "FULL_STATE_DICT",
-}
-FSDP2 = {"fsdp_version": 2, "fsdp_config": {**FSDP, "reshard_after_forward": True}}
-KINDS = [("paired", "full"), ("paired", "lora"), ("unpaired", "full"), ("unpaired", "lora")]
 SAME_ON_EVERY_CUT = ("loss", "grad_norm")
 # differences of log-probabilities of some 60 nats: float32 leaves about 1e-5 of them
 SAME_TO_ROUNDING = ("rewards/margins", "rewards/chosen", "dominance/violation")
-
-
-@pytest.fixture
-def config(request, paired_config, unpaired_config, tmp_path):
-    """8 steps of a YAML, of a kind that the test names."""
-    data, adapter = request.param
-    rows = {"paired": make_pairs(41), "unpaired": unpair(make_pairs(41))[:-5]}
-    path = write_jsonl(tmp_path / "rows.jsonl", rows[data])
-    config = dict({"paired": paired_config, "unpaired": unpaired_config}[data])
-    config["datasets"] = [{**config["datasets"][0], "path": str(path)}]
-    config["plugins"] = [*config["plugins"], "tests.on_cpu.OnCPU"]
-    return {**config, **(LORA if adapter == "lora" else {}), "max_steps": 8, "num_epochs": 4}
 
 
 def train(processes, config, folder, cut: tuple[int, int, int], **more):
@@ -69,29 +48,19 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(processes, config, expected,
         assert_same(run, expected)
 
 
-def zero(stage: int, folder) -> dict:
-    auto = ("gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
-    settings = {"zero_optimization": {"stage": stage}, **dict.fromkeys(auto, "auto")}
-    path = folder / f"zero{stage}.json"
-    path.write_text(json.dumps({**settings, "gradient_clipping": "auto"}))
-    return {"deepspeed": str(path)}
-
-
 @pytest.mark.parametrize("config", KINDS, indirect=True, ids="-".join)
 def test_engines_that_shard(processes, config, expected, tmp_path):
-    whole = train(processes, config, tmp_path / "ddp", (2, 4, 2), max_steps=1).engine["held"]
-    runs = {
-        "fsdp2": train(processes, config, tmp_path / "fsdp2", (2, 4, 2), **FSDP2),
-        **{
-            f"zero{stage}": train(
-                processes, config, tmp_path / f"zero{stage}", (2, 4, 2), **zero(stage, tmp_path)
-            )
-            for stage in (1, 2, 3)
-        },
-    }
+    # three micro-batches of 2 x 2 in an epoch's last step, where there are four in the others
+    cut = (2, 2, 4)
+    ddp = train(processes, config, tmp_path / "ddp", cut)
+    runs = {"fsdp2": train(processes, config, tmp_path / "fsdp2", cut, **FSDP2)}
+    for stage in (1, 2, 3):
+        folder = tmp_path / f"zero{stage}"
+        runs[f"zero{stage}"] = train(processes, config, folder, cut, **zero(stage, tmp_path))
     for run in runs.values():
         assert_same(run, expected)
     engines = {name: run.engine for name, run in runs.items()}
+    whole = ddp.engine["held"]
     assert engines["fsdp2"]["parameters"] == ["DTensor"]
     assert engines["fsdp2"]["held"] < 0.6 * whole
     assert engines["zero1"]["optimizer"] == engines["zero2"]["optimizer"] == "DeepSpeedZeroOptimizer"
@@ -99,6 +68,19 @@ def test_engines_that_shard(processes, config, expected, tmp_path):
     assert engines["zero2"]["partitions_gradients"]
     assert engines["zero3"]["optimizer"] == "DeepSpeedZeroOptimizer_Stage3"
     assert engines["zero3"]["held"] < 0.6 * whole
+    if "adapter" in config:  # saved under the same keys, with the same weights
+        expected_adapter = load_file(ddp.folder / "out/adapter_model.safetensors")
+        for run in runs.values():
+            adapter = load_file(run.folder / "out/adapter_model.safetensors")
+            assert adapter.keys() == expected_adapter.keys()
+            for name, tensor in expected_adapter.items():
+                assert (adapter[name] - tensor).norm() < 1e-3 * tensor.norm(), name
+
+
+@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+def test_engines_that_shard_without_accumulation(processes, config, expected, tmp_path):
+    for name, keys in (("fsdp2", FSDP2), ("zero3", zero(3, tmp_path))):
+        assert_same(train(processes, config, tmp_path / name, (2, 8, 1), **keys), expected)
 
 
 @pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)

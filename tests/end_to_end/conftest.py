@@ -1,0 +1,18 @@
+"""YAMLs of several processes, and what only they need."""
+
+import pytest
+
+from tests.conftest import LORA
+from tests.tiny import make_pairs, unpair, write_jsonl
+
+
+@pytest.fixture
+def config(request, paired_config, unpaired_config, tmp_path):
+    """8 steps of a YAML, of a kind that the test names."""
+    data, adapter = request.param
+    rows = {"paired": make_pairs(41), "unpaired": unpair(make_pairs(41))[:-5]}
+    path = write_jsonl(tmp_path / "rows.jsonl", rows[data])
+    config = dict({"paired": paired_config, "unpaired": unpaired_config}[data])
+    config["datasets"] = [{**config["datasets"][0], "path": str(path)}]
+    config["plugins"] = [*config["plugins"], "tests.on_cpu.OnCPU"]
+    return {**config, **(LORA if adapter == "lora" else {}), "max_steps": 8, "num_epochs": 4}

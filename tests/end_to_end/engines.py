@@ -1,0 +1,20 @@
+"""The kinds of run that end-to-end tests go through, and the YAML keys of each engine."""
+
+import json
+
+KINDS = [("paired", "full"), ("paired", "lora"), ("unpaired", "full"), ("unpaired", "lora")]
+
+FSDP = {
+    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    "transformer_layer_cls_to_wrap": "LlamaDecoderLayer",
+    "state_dict_type": "FULL_STATE_DICT",
+}
+FSDP2 = {"fsdp_version": 2, "fsdp_config": {**FSDP, "reshard_after_forward": True}}
+
+
+def zero(stage: int, folder) -> dict:
+    auto = ("gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
+    settings = {"zero_optimization": {"stage": stage}, **dict.fromkeys(auto, "auto")}
+    path = folder / f"zero{stage}.json"
+    path.write_text(json.dumps({**settings, "gradient_clipping": "auto"}))
+    return {"deepspeed": str(path)}

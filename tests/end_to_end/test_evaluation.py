@@ -1,7 +1,6 @@
 """`axolotl evaluate`, and evaluation while training: one number of the whole set, whoever computes it."""
 
 import csv
-import math
 
 import pytest
 
@@ -39,7 +38,7 @@ def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tm
     }
     first = results[1, 1]
     assert {"loss", "dominance/violation", "rewards/chosen", "logps/rejected"} <= set(first)
-    assert first["loss"] != pytest.approx(math.log(2), rel=1e-3)
+    assert first["dominance/violation"] > 1e-3  # of a model with itself it would be 0
     for name, value in first.items():  # it is the trained model, and the reference that it was trained with
         assert value == pytest.approx(last[f"eval_{name}"], rel=1e-5, abs=1e-5), name
     for case, result in results.items():

@@ -36,13 +36,13 @@ class Checkpoint:
     """A checkpoint's folder as the main process sees it.
 
     state: its trainer state, None where it was not written to its end. has_optimizer: whether it holds
-    what the optimizer and the scheduler need. last_complete: the last complete checkpoint beside it.
+    what the optimizer and the scheduler need. instead: the last complete one beside an incomplete one.
     """
 
     path: str
     state: dict[str, Any] | None
     has_optimizer: bool
-    last_complete: str | None
+    instead: Path | None
 
 
 class ResumeMixin:
@@ -83,17 +83,18 @@ class ResumeMixin:
                 return None
         else:
             path = Path(resume_from_checkpoint)
-        last = _last_complete(path.parent)
+        state = _read_state(path)
+        instead = _last_complete(path.parent) if state is None else None
         has_optimizer = (path / "scheduler.pt").is_file() or any(path.glob("global_step*"))
-        return Checkpoint(str(path), _read_state(path), has_optimizer, str(last) if last else None)
+        return Checkpoint(str(path), state, has_optimizer, instead)
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         key = f"`resume_from_checkpoint: {checkpoint.path}`"
         if checkpoint.state is None:
-            last = checkpoint.last_complete
+            instead = checkpoint.instead
             raise AOTConfigError(
                 f"{key}: it has no complete {STATE_FILE}, so it was not written to its end (or is no "
-                f"checkpoint): {f'use {last}' if last else 'no other is complete either; start anew'}"
+                f"checkpoint): {f'use {instead}' if instead else 'no other is complete either; start anew'}"
             )
         saved = checkpoint.state["stateful_callbacks"]
         if AOTSetup.__name__ not in saved:

@@ -102,7 +102,7 @@ def test_qlora_learns(build, config, qlora):
 
 
 def test_evaluating_before_training_says_so(config, lora, tmp_path, arguments):
-    with pytest.raises(ValueError, match=r"no trained adapter in .*train first"):
+    with pytest.raises(ValueError, match=r"nothing trained in .*train first"):
         cli("evaluate", {**config, **lora}, tmp_path)
 
 

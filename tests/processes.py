@@ -150,9 +150,9 @@ def _wait(pids: list[int]) -> list[int]:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    import axolotl.common.datasets
-    import axolotl.core.builders
-    import axolotl.train  # noqa: F401
+
+    # imported by every run, or by every run of its engine, and slowly
+    import trackio  # noqa: F401
     from accelerate import PartialState
     from axolotl.cli.evaluate import do_cli as evaluate
     from axolotl.cli.train import do_cli as train

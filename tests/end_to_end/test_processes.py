@@ -32,12 +32,20 @@ def assert_same(run, expected: list[dict]):
     assert all(steps == run.steps[0] for steps in run.steps[1:])
 
 
+@pytest.fixture(scope="module")
+def wholes() -> dict:
+    """What `expected` has found, by kind."""
+    return {}
+
+
 @pytest.fixture
-def expected(processes, config, tmp_path):
+def expected(processes, config, tmp_path, wholes):
     """One process with one big micro-batch."""
-    (steps,) = train(processes, config, tmp_path / "whole", WHOLE).steps
-    assert len({step["loss"] for step in steps}) == 8  # or equality would say nothing
-    return steps
+    kind = (config["rl"], config.get("adapter"))
+    if kind not in wholes:
+        (wholes[kind],) = train(processes, config, tmp_path / "whole", WHOLE).steps
+    assert len({step["loss"] for step in wholes[kind]}) == 8  # or equality would say nothing
+    return wholes[kind]
 
 
 @pytest.mark.parametrize("config", KINDS, indirect=True, ids="-".join)

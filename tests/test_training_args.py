@@ -3,6 +3,7 @@
 import pytest
 from safetensors.torch import load_file
 
+from tests.helpers import column
 from tests.tiny import make_pairs, write_jsonl
 
 METRIC = "eval_dominance/violation"
@@ -74,3 +75,19 @@ def test_early_stopping_looks_at_the_loss_by_default(build, evaluated):
 
 def test_the_last_model_is_kept_by_default(build, evaluated):
     assert not build(evaluated).args.load_best_model_at_end
+
+
+def test_every_epoch_comes_to_its_end(build, paired_config, tmp_path):
+    # 41 pairs in steps of 16: 3 steps an epoch, though 2 x 41 / 16 is less than 6
+    path = write_jsonl(tmp_path / "rows.jsonl", make_pairs(41))
+    entry = {**paired_config["datasets"][0], "path": str(path)}
+    config = {
+        **paired_config,
+        "datasets": [entry],
+        "micro_batch_size": 16,
+        "num_epochs": 2,
+        "max_steps": None,
+    }
+    trainer = build(config)
+    trainer.train()
+    assert column(trainer, "epoch") == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])

@@ -105,12 +105,11 @@ def check_parallelism(cfg: MutableMapping[str, Any], rl: str) -> None:
             )
     if not cfg.get("fsdp_config") and not cfg.get("fsdp"):
         return
-    version = cfg.get("fsdp_version") or (cfg.get("fsdp_config") or {}).get("fsdp_version") or 1
     for key in ("load_in_4bit", "load_in_8bit"):
-        if cfg.get(key) and str(version) == "2":
+        if cfg.get(key):
             raise AOTConfigError(
-                f"`{key}: true` with `fsdp_version: 2` and `rl: {rl}`: axolotl cannot shard quantized "
-                "weights there; use DeepSpeed (ZeRO-2), DDP, or `fsdp_version: 1`"
+                f"`{key}: true` with FSDP and `rl: {rl}`: axolotl cannot shard quantized weights under FSDP2, "
+                "and FSDP1 was not tried; use DeepSpeed (ZeRO-2) or DDP"
             )
     if cfg.get("precompute_ref_log_probs") and not cfg.get("adapter"):
         raise AOTConfigError(

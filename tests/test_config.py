@@ -97,7 +97,8 @@ def test_settings_have_the_documented_defaults():
         ({**UNPAIRED, "tensor_parallel_size": 2}, "`tensor_parallel_size: 2`"),
         ({**AOT, "context_parallel_size": "2"}, "`context_parallel_size: 2`"),
         ({**AOT, "expert_parallel_size": 2}, "`expert_parallel_size: 2`.*FSDP"),
-        ({**AOT, "fsdp_version": 2, **FSDP, **QLORA}, "`load_in_4bit: true`.*`fsdp_version: 2`.*DeepSpeed"),
+        ({**AOT, "fsdp_version": 2, **FSDP, **QLORA}, "`load_in_4bit: true` with FSDP.*DeepSpeed"),
+        ({**AOT, "fsdp": ["full_shard"], "load_in_8bit": True}, "`load_in_8bit: true` with FSDP.*DDP"),
         ({**UNPAIRED, "fsdp_config": {"fsdp_version": 2}, **QLORA}, "`load_in_4bit: true`.*DeepSpeed"),
         ({**AOT, **FSDP, "precompute_ref_log_probs": True}, "`precompute_ref_log_probs: true` with FSDP"),
         (
@@ -138,7 +139,7 @@ def test_errors_name_the_key_the_value_and_the_remedy(cfg, message):
         ("aot", {"dpo_use_weighting": False, "context_parallel_size": 1, "trl": {"beta": None}}),
         ("aot_unpaired", {"remove_unused_columns": False, "kto_desirable_weight": None}),
         ("aot", {"rl_beta": 1, "aot_label_smoothing": 0.49}),
-        ("aot", {**FSDP, **QLORA}),  # FSDP1
+        ("aot", {**FSDP, "adapter": "lora"}),
         ("aot", {"fsdp_version": 2, **FSDP, "adapter": "lora", "precompute_ref_log_probs": True}),
         ("aot", {"accelerator_config": {"even_batches": True, "split_batches": None}}),
         (

@@ -2,8 +2,10 @@
 
 import pytest
 
-from tests.conftest import LORA
+from tests.conftest import LORA, QLORA
 from tests.tiny import make_pairs, unpair, write_jsonl
+
+ADAPTERS = {"full": {}, "lora": LORA, "qlora": QLORA}
 
 
 @pytest.fixture
@@ -15,4 +17,4 @@ def config(request, paired_config, unpaired_config, tmp_path):
     config = dict({"paired": paired_config, "unpaired": unpaired_config}[data])
     config["datasets"] = [{**config["datasets"][0], "path": str(path)}]
     config["plugins"] = [*config["plugins"], "tests.on_cpu.OnCPU"]
-    return {**config, **(LORA if adapter == "lora" else {}), "max_steps": 8, "num_epochs": 4}
+    return {**config, **ADAPTERS[adapter], "max_steps": 8, "num_epochs": 4}

@@ -2,6 +2,7 @@
 
 import json
 
+QUANTIZED = ("paired", "qlora")
 KINDS = [("paired", "full"), ("paired", "lora"), ("unpaired", "full"), ("unpaired", "lora")]
 
 FSDP = {

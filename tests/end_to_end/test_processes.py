@@ -7,7 +7,7 @@ processes have fewer samples than others there, and some have none.
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.engines import FSDP, FSDP2, KINDS, zero
+from tests.end_to_end.engines import FSDP, FSDP2, KINDS, QUANTIZED, zero
 
 CUTS = [(1, 1, 16), (2, 4, 2), (2, 1, 8), (4, 2, 2)]  # processes, micro-batch, accumulation steps
 WHOLE = (1, 16, 1)
@@ -89,6 +89,17 @@ def test_engines_that_shard(processes, config, expected, tmp_path):
 def test_engines_that_shard_without_accumulation(processes, config, expected, tmp_path):
     for name, keys in (("fsdp2", FSDP2), ("zero3", zero(3, tmp_path))):
         assert_same(train(processes, config, tmp_path / name, (2, 8, 1), **keys), expected)
+
+
+@pytest.mark.parametrize("config", [QUANTIZED], indirect=True, ids="-".join)
+def test_4_bit_weights(processes, config, expected, tmp_path):
+    for name, keys in (("ddp", {}), ("zero2", zero(2, tmp_path))):
+        for steps in train(processes, config, tmp_path / name, (2, 4, 2), **keys).steps:
+            losses = [step["loss"] for step in expected]
+            assert [step["loss"] for step in steps] == pytest.approx(losses, rel=1e-3)
+            # the adapter and its gradients are bf16, whose numbers lie 2^-7 apart
+            norms = [step["grad_norm"] for step in expected]
+            assert [step["grad_norm"] for step in steps] == pytest.approx(norms, rel=2**-6)
 
 
 @pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)

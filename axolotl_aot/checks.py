@@ -108,8 +108,8 @@ def check_parallelism(cfg: MutableMapping[str, Any], rl: str) -> None:
     for key in ("load_in_4bit", "load_in_8bit"):
         if cfg.get(key):
             raise AOTConfigError(
-                f"`{key}: true` with FSDP and `rl: {rl}`: axolotl cannot shard quantized weights under FSDP2, "
-                "and FSDP1 was not tried; use DeepSpeed (ZeRO-2) or DDP"
+                f"`{key}: true` with FSDP and `rl: {rl}`: axolotl cannot shard quantized weights under "
+                "FSDP2, and FSDP1 was not tried; use DeepSpeed (ZeRO-2) or DDP"
             )
     if cfg.get("precompute_ref_log_probs") and not cfg.get("adapter"):
         raise AOTConfigError(

@@ -27,7 +27,7 @@ def evaluate(processes, config, folder, world, batch_size) -> dict[str, float]:
     return {name: float(value) for name, value in rows.items() if name.split("/")[0] in groups}
 
 
-@pytest.mark.parametrize("config", KINDS, indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", [KINDS[0], KINDS[3]], indirect=True, ids="-".join)
 def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tmp_path):
     folder = tmp_path / "run"
     (log,) = processes.train({**with_test_set, "eval_steps": 8}, folder).logs

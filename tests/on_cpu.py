@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import axolotl.utils.trainer
+import deepspeed
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
@@ -62,7 +63,8 @@ def shard_on_cpu() -> None:
 
 
 def deepspeed_on_cpu() -> None:
-    """accelerate finds no backend without an accelerator."""
+    """accelerate finds no backend without an accelerator; DeepSpeed would compile one of its own."""
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     PartialState._prepare_backend = lambda self, *args: ("gloo", DistributedType.MULTI_CPU)
 
 

@@ -21,6 +21,9 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
+# for commands as a user starts them: what an activated environment has in its path
+AXOLOTL = Path(sys.executable).with_name("axolotl")
+ENVIRONMENT = {**os.environ, "PATH": f"{AXOLOTL.parent}{os.pathsep}{os.environ['PATH']}"}
 DEADLINE = 180  # seconds; a run takes 10 at most
 
 
@@ -57,7 +60,7 @@ class Processes:
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.processes"],
             cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+            env={**ENVIRONMENT, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,18 +1,15 @@
 """The first run as a user has it: axolotl's real commands, each in its own process."""
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-AXOLOTL = Path(sys.executable).with_name("axolotl")
-ENVIRONMENT = {**os.environ, "PATH": f"{AXOLOTL.parent}{os.pathsep}{os.environ['PATH']}"}
+from tests.processes import AXOLOTL, ENVIRONMENT
 
 
 def axolotl(*arguments: str) -> str:

@@ -1,13 +1,12 @@
 """Two processes as a user starts them: `axolotl train` with accelerate and with torchrun."""
 
 import json
-import os
 import subprocess
 
 import pytest
 import yaml
 
-from tests.processes import ROOT
+from tests.processes import AXOLOTL, ENVIRONMENT, ROOT
 
 LAUNCHERS = {
     "accelerate": "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no",
@@ -22,9 +21,17 @@ def test_two_processes_are_one_big_batch(processes, paired_config, tmp_path, lau
 
     cut = {"micro_batch_size": 4, "gradient_accumulation_steps": 2, "output_dir": str(tmp_path / "out")}
     (tmp_path / "config.yml").write_text(yaml.safe_dump({**config, **cut}))
-    command = ["axolotl", "train", "config.yml", "--launcher", launcher, "--", *LAUNCHERS[launcher].split()]
+    command = [
+        str(AXOLOTL),
+        "train",
+        "config.yml",
+        "--launcher",
+        launcher,
+        "--",
+        *LAUNCHERS[launcher].split(),
+    ]
     env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, cwd=tmp_path, env={**os.environ, **env}, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=tmp_path, env={**ENVIRONMENT, **env}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
     for rank in (0, 1):
         steps = [e for e in json.loads((tmp_path / f"out/log-{rank}.json").read_text()) if "loss" in e]

@@ -6,6 +6,7 @@ the processes that torchrun would start, in torchrun's environment; each calls w
 """
 
 import gc
+import importlib
 import json
 import os
 import signal
@@ -24,6 +25,16 @@ ROOT = Path(__file__).parents[1]
 # for commands as a user starts them: what an activated environment has in its path
 AXOLOTL = Path(sys.executable).with_name("axolotl")
 ENVIRONMENT = {**os.environ, "PATH": f"{AXOLOTL.parent}{os.pathsep}{os.environ['PATH']}"}
+# what every run imports, or every run of one engine, and slowly
+PRELOADED = (
+    "axolotl.common.datasets",
+    "axolotl.core.builders",
+    "axolotl.evaluate",
+    "axolotl.train",
+    "axolotl_aot.trainers",
+    "deepspeed",
+    "trackio",
+)
 DEADLINE = 180  # seconds; a run takes 10 at most
 
 
@@ -154,14 +165,12 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    # imported by every run, or by every run of its engine, and slowly
-    import trackio  # noqa: F401
     from accelerate import PartialState
     from axolotl.cli.evaluate import do_cli as evaluate
     from axolotl.cli.train import do_cli as train
 
-    import axolotl_aot.trainers  # noqa: F401
-
+    for module in PRELOADED:
+        importlib.import_module(module)
     assert not PartialState._shared_state, "a child has to find its own rank"
     gc.freeze()
     commands = {"train": train, "evaluate": evaluate}

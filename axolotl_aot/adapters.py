@@ -10,6 +10,7 @@ May import `axolotl_aot.checks`; peft, safetensors, torch and transformers, and 
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -32,7 +33,7 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     weights = Path(folder) / WEIGHTS
     if weights.is_file():  # else it is the older adapter_model.bin
         keys = {key for key in get_peft_model_state_dict(policy) if "lora_" in key}
-        missing = keys - load_file(weights).keys()
+        missing = keys - _keys(weights)
         if missing:
             raise AOTConfigError(
                 f"{weights} lacks {len(missing)} of the adapter's weights, such as {min(missing)}: it was "
@@ -58,8 +59,12 @@ def _saved_key(name: str) -> str:
 def mend_saved(folder: Path) -> None:
     """Give the weights of a saved adapter the keys that PEFT looks for, if they have others."""
     weights = folder / WEIGHTS
-    if not weights.is_file():
-        return
-    saved = load_file(weights)
-    if not any(key.startswith(PREFIX) for key in saved):
-        save_file({PREFIX + key: tensor for key, tensor in saved.items()}, weights, metadata={"format": "pt"})
+    if weights.is_file() and not any(key.startswith(PREFIX) for key in _keys(weights)):
+        mended = {PREFIX + key: tensor for key, tensor in load_file(weights).items()}
+        save_file(mended, weights, metadata={"format": "pt"})
+
+
+def _keys(weights: Path) -> set[str]:
+    """The keys of a file of weights, without reading the weights."""
+    with safe_open(weights, framework="pt") as file:
+        return set(file.keys())

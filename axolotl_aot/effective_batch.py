@@ -55,6 +55,11 @@ class EffectiveBatchMixin(ScoringMixin):
         accumulation = self.args.gradient_accumulation_steps
         return self._train_batch_size * accumulation * self.args.world_size
 
+    @property
+    def _sort_size(self) -> int:
+        """Samples that are sorted together."""
+        return self.effective_batch_size if self._whole else self._train_batch_size
+
     # --- The order of the samples ------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -150,11 +155,12 @@ class EffectiveBatchMixin(ScoringMixin):
         own = torch.cat(micro_batches)
         everyone = self._gather(own)
         joint = everyone.flatten(0, 1)
-        samples = joint[joint[:, -1] == 1, :-1]
+        is_sample = joint[:, -1] == 1
+        samples = joint[is_sample, :-1]
         self._require_finite(samples)
         self._record(samples, sorts=samples[None] if self._whole else everyone[..., :-1])
         if self._whole:
-            kept, scale = joint[:, -1] == 1, len(micro_batches) * len(everyone)
+            kept, scale = is_sample, len(micro_batches) * len(everyone)
             mine = slice(self.args.process_index * len(own), (self.args.process_index + 1) * len(own))
         else:
             joint, kept, scale, mine = own, slice(None), 1, slice(None)

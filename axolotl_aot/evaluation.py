@@ -21,9 +21,7 @@ class EvaluationMixin(ScoringMixin):
     loss alone: the router's auxiliary loss of a mixture of experts is defined by batches.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._eval_rows: list[Tensor] = []
-        super().__init__(*args, **kwargs)
+    _eval_rows: list[Tensor]  # of the evaluation that is running
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any

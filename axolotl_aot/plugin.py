@@ -73,8 +73,8 @@ class AOTPlugin(BasePlugin):
         return callbacks(cfg)
 
     def post_train(self, cfg: DictDefault, model: PreTrainedModel) -> None:
-        """Mend the adapter that axolotl has saved; it calls this before saving, too."""
-        if config.active_rl(cfg) and cfg.adapter and os.environ.get("RANK", "0") == "0":
+        """Mend the adapter that axolotl has saved from FSDP2; it calls this before saving, too."""
+        if config.active_rl(cfg) and cfg.adapter and cfg.fsdp_config and os.environ.get("RANK", "0") == "0":
             from axolotl_aot.adapters import mend_saved
 
             mend_saved(Path(cfg.output_dir))

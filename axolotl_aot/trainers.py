@@ -75,7 +75,7 @@ class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
     def _run_settings(self) -> dict[str, Any]:
         settings = {"rl": self.rl, "rl_beta": self.beta, **self.aot.model_dump(exclude=self.without_effect)}
         if not self._whole:
-            settings["micro_batch_size"] = self._train_batch_size
+            settings["micro_batch_size"] = self._sort_size
         # what the order of the samples depends on
         order = {"seed": self._data_seed, "rows of datasets": len(self.train_dataset)}
         return {**settings, **order, BATCH_KEYS: self.effective_batch_size}
@@ -185,20 +185,18 @@ class AOTUnpairedTrainer(AOTMixin, AxolotlKTOTrainer):
         return self._precompute(*model_and_inputs), None
 
     def _require_two_samples(self) -> None:
-        key, size = BATCH_KEYS, self.effective_batch_size
-        if not self._whole:
-            key, size = "micro_batch_size", self._train_batch_size
-        if size < 2:
+        if self._sort_size < 2:
+            key = BATCH_KEYS if self._whole else "micro_batch_size"
             raise AOTConfigError(
-                f"`{key}: {size}` with `aot_scope: {self.aot.aot_scope}`: one answer has one label, and "
-                "rl: aot_unpaired has nothing to compare it with; set it to 2 or more (16 is a start)"
+                f"`{key}: {self._sort_size}` with `aot_scope: {self.aot.aot_scope}`: one answer has one "
+                "label, and rl: aot_unpaired has nothing to compare it with; set it to 2 or more (16 is a "
+                "start)"
             )
 
     def _sampler(self, dataset: Dataset) -> ShuffledSampler:
         if not self.aot.aot_stratify:
             return super()._sampler(dataset)
-        size = self.effective_batch_size if self._whole else self._train_batch_size
-        return StratifiedSampler(dataset["label"], size, self._data_seed, self._epoch)
+        return StratifiedSampler(dataset["label"], self._sort_size, self._data_seed, self._epoch)
 
     def _record(self, samples: Tensor, sorts: Tensor) -> None:
         super()._record(samples, sorts)

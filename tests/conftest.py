@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from tests.processes import Processes
-from tests.tiny import make_model, make_pairs, unpair, write_jsonl
+from tests.tiny import make_model, make_pairs, unpair, with_test_rows, write_jsonl
 
 torch.set_num_threads(2)
 
@@ -77,6 +77,20 @@ def paired_config(base_config, data) -> dict:
 def unpaired_config(base_config, data) -> dict:
     entry = {"path": str(data / "unpaired.jsonl"), "type": {"field_prompt": "prompt"}}
     return {**base_config, "rl": "aot_unpaired", "rl_beta": 0.1, "datasets": [entry]}
+
+
+@pytest.fixture
+def evaluated(paired_config, tmp_path) -> dict:
+    """A run that evaluates and saves after every step, on other pairs, and soon gets worse on them."""
+    return {
+        **with_test_rows(paired_config, tmp_path / "eval.jsonl", make_pairs(12, seed=5)),
+        "eval_steps": 1,
+        "save_steps": 1,
+        "save_strategy": None,
+        "save_total_limit": 12,
+        "max_steps": 8,
+        "metric_for_best_model": "eval_dominance/violation",
+    }
 
 
 LORA = {

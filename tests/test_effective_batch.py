@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from tests.helpers import Snapshots, column, counting_forwards, steps
 from tests.test_dominance import brute_force
-from tests.tiny import make_pairs, unpair, write_jsonl
+from tests.tiny import make_pairs, unpair, with_rows, with_test_rows, write_jsonl
 
 CUTS = [(16, 1), (4, 4), (1, 16)]  # micro-batch, accumulation steps
 
@@ -144,13 +144,18 @@ def test_loss_and_every_gradient_equal_float64_autograd(build, config, tiny_mode
         assert difference < 1e-4, f"{name}: {difference}"
 
 
-def last_sort(trainer) -> tuple[torch.Tensor, torch.Tensor]:
-    """Train, and return the two samples that the last step has sorted, in float64."""
+def samples_of_steps(trainer) -> list[torch.Tensor]:
+    """Train, and return the samples of each step."""
     seen = []
     record = trainer._record
     trainer._record = lambda samples, sorts: seen.append(samples) or record(samples, sorts)
     trainer.train()
-    upper, lower = trainer._distributions(trainer._unpack(seen[-1]))
+    return seen
+
+
+def last_sort(trainer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Train, and return the two samples that the last step has sorted, in float64."""
+    upper, lower = trainer._distributions(trainer._unpack(samples_of_steps(trainer)[-1]))
     return upper.double(), lower.double()
 
 
@@ -349,10 +354,8 @@ def test_a_reference_that_is_not_finite_stops_the_run(build, config, tiny_model,
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_step_with_one_label_has_no_loss_and_no_gradient(build, unpaired_config, tmp_path, accumulation):
     rows = unpair(make_pairs(40), only=False) + unpair(make_pairs(1), only=True)
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    entry = {**unpaired_config["datasets"][0], "path": str(tmp_path / "rows.jsonl")}
-    steps_an_epoch = {"max_steps": 11, **cut(4 // accumulation, accumulation)}
-    trainer = build({**unpaired_config, "datasets": [entry], **steps_an_epoch})
+    config = with_rows(unpaired_config, tmp_path / "rows.jsonl", rows)
+    trainer = build({**config, **cut(4 // accumulation, accumulation), "max_steps": 11})
     trainer.train()
     counts = column(trainer, "dominance/one_label_steps")
     both = next(i for i, count in enumerate(counts) if count == i)  # where the one positive comes
@@ -385,14 +388,11 @@ def test_a_sort_of_one_answer_is_refused(build, unpaired_config, options, messag
 )
 def test_stratified_batches_have_both_labels(build, unpaired_config, tmp_path, options, sorts):
     # 6 positives among 96: one for each sort of 16, and for every other one of 8
-    write_jsonl(
-        tmp_path / "rows.jsonl", unpair(make_pairs(90), only=False) + unpair(make_pairs(6), only=True)
-    )
-    entry = {**unpaired_config["datasets"][0], "path": str(tmp_path / "rows.jsonl")}
+    rows = unpair(make_pairs(90), only=False) + unpair(make_pairs(6), only=True)
+    config = {**with_rows(unpaired_config, tmp_path / "rows.jsonl", rows), **options, "max_steps": 6}
     counts = {}
     for stratify in (True, False):
-        config = {**unpaired_config, **options, "datasets": [entry], "max_steps": 6, "aot_stratify": stratify}
-        trainer = build(config)
+        trainer = build({**config, "aot_stratify": stratify})
         trainer.train()
         counts[stratify] = column(trainer, "dominance/one_label_steps")[-1]
     assert counts[True] == sorts - 6 < counts[False]
@@ -402,10 +402,7 @@ def test_stratified_batches_have_both_labels(build, unpaired_config, tmp_path, o
 def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own(build, unpaired_config, stratify):
     config = {**unpaired_config, "max_steps": 12, "num_epochs": 2, "learning_rate": 0.0}
     trainer = build({**config, **cut(15, 1), "aot_stratify": stratify})  # 84 answers: 6 steps, the last of 9
-    seen = []
-    record = trainer._record
-    trainer._record = lambda samples, sorts: seen.append(samples) or record(samples, sorts)
-    trainer.train()
+    seen = samples_of_steps(trainer)
     first, second = torch.cat(seen[:6])[:, 1], torch.cat(seen[6:])[:, 1]  # under the reference
     assert len(first) == len(second) == 84
     assert first.sort().values.tolist() == pytest.approx(second.sort().values.tolist(), abs=1e-4)
@@ -420,10 +417,9 @@ def test_steps_with_both_labels_are_not_counted(build, unpaired_config):
 
 @pytest.mark.parametrize("label", [True, False])
 def test_data_with_one_label_only_are_refused(build, unpaired_config, tmp_path, label):
-    write_jsonl(tmp_path / "rows.jsonl", unpair(make_pairs(8), only=label))
-    entry = {**unpaired_config["datasets"][0], "path": str(tmp_path / "rows.jsonl")}
+    config = with_rows(unpaired_config, tmp_path / "rows.jsonl", unpair(make_pairs(8), only=label))
     with pytest.raises(ValueError, match=f"datasets: no row with `label: {str(not label).lower()}`"):
-        build({**unpaired_config, "datasets": [entry]})
+        build(config)
 
 
 # --- Evaluation and the reference ----------------------------------------------------------------
@@ -433,9 +429,7 @@ def test_data_with_one_label_only_are_refused(build, unpaired_config, tmp_path, 
 def with_evaluation(config, tmp_path):
     pairs = make_pairs(23, seed=9)  # divides by no batch size
     rows = pairs if config["rl"] == "aot" else unpair(pairs)[:-3]
-    write_jsonl(tmp_path / "eval.jsonl", rows)
-    entry = {"path": str(tmp_path / "eval.jsonl"), "split": "train", "type": {"field_prompt": "prompt"}}
-    return {**config, "test_datasets": [entry], "eval_steps": 4, "val_set_size": None}
+    return {**with_test_rows(config, tmp_path / "eval.jsonl", rows), "eval_steps": 4}
 
 
 def test_evaluation_is_over_the_whole_set_at_once(build, with_evaluation, tiny_model):

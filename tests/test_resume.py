@@ -6,7 +6,7 @@ import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
 from tests.helpers import column
-from tests.tiny import make_pairs, unpair, write_jsonl
+from tests.tiny import make_pairs, unpair, with_rows
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
 
@@ -96,9 +96,8 @@ def test_no_complete_checkpoint_at_all(run, saved, tmp_path, caplog):
 
 def test_the_count_of_one_label_steps_goes_on(run, unpaired_config, tmp_path):
     rows = unpair(make_pairs(40), only=False) + unpair(make_pairs(1), only=True)
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    entry = {**unpaired_config["datasets"][0], "path": str(path)}
-    config = {**unpaired_config, **SAVING, "datasets": [entry], "micro_batch_size": 2, "max_steps": 8}
+    config = with_rows(unpaired_config, tmp_path / "rows.jsonl", rows)
+    config |= {**SAVING, "micro_batch_size": 2, "max_steps": 8}
     expected = column(run(config), "dominance/one_label_steps")
     assert expected[-1] >= 7
     resumed = run({**config, "resume_from_checkpoint": str(tmp_path / "out/checkpoint-6")})
@@ -107,10 +106,9 @@ def test_the_count_of_one_label_steps_goes_on(run, unpaired_config, tmp_path):
 
 def test_another_number_of_rows_is_refused(run, saved, tmp_path):
     config, folder = saved
-    path = write_jsonl(tmp_path / "more.jsonl", make_pairs(60))
-    entry = {**config["datasets"][0], "path": str(path)}
+    config = with_rows(config, tmp_path / "more.jsonl", make_pairs(60))
     with pytest.raises(ValueError, match=r"`rows of datasets: 60` \(the checkpoint: 48\)"):
-        run({**config, "datasets": [entry], "resume_from_checkpoint": f"{folder}/checkpoint-4"})
+        run({**config, "resume_from_checkpoint": f"{folder}/checkpoint-4"})
 
 
 def test_a_checkpoint_without_the_optimizer(run, paired_config):
@@ -128,21 +126,9 @@ def test_a_copy_of_a_checkpoint_is_not_one_of_the_run(run, saved, tmp_path):
 
 
 @pytest.fixture
-def stopping(paired_config, tmp_path):
-    """Evaluates after every step, saves every other, and stops when the violation has not fallen for 5."""
-    path = write_jsonl(tmp_path / "eval.jsonl", make_pairs(12, seed=5))
-    entry = {"path": str(path), "split": "train", "type": {"field_prompt": "prompt"}}
-    return {
-        **paired_config,
-        **SAVING,
-        "test_datasets": [entry],
-        "val_set_size": None,
-        "eval_steps": 1,
-        "max_steps": 12,
-        "save_total_limit": 12,
-        "metric_for_best_model": "eval_dominance/violation",
-        "early_stopping_patience": 5,
-    }
+def stopping(evaluated):
+    """Saves every other step, and stops when the violation has not fallen for 5."""
+    return {**evaluated, **SAVING, "max_steps": 12, "early_stopping_patience": 5}
 
 
 def test_early_stopping_goes_on_counting(run, stopping, tmp_path):

@@ -4,27 +4,9 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.helpers import column
-from tests.tiny import make_pairs, write_jsonl
+from tests.tiny import make_pairs, with_rows
 
 METRIC = "eval_dominance/violation"
-
-
-@pytest.fixture
-def evaluated(paired_config, tmp_path):
-    """A run that evaluates after every step, on other pairs, and soon gets worse on them."""
-    path = write_jsonl(tmp_path / "eval.jsonl", make_pairs(12, seed=5))
-    entry = {"path": str(path), "split": "train", "type": {"field_prompt": "prompt"}}
-    return {
-        **paired_config,
-        "test_datasets": [entry],
-        "val_set_size": None,
-        "eval_steps": 1,
-        "save_steps": 1,
-        "save_strategy": None,
-        "save_total_limit": 10,
-        "max_steps": 8,
-        "metric_for_best_model": METRIC,
-    }
 
 
 def history(trainer) -> list[float]:
@@ -79,15 +61,7 @@ def test_the_last_model_is_kept_by_default(build, evaluated):
 
 def test_every_epoch_comes_to_its_end(build, paired_config, tmp_path):
     # 41 pairs in steps of 16: 3 steps an epoch, though 2 x 41 / 16 is less than 6
-    path = write_jsonl(tmp_path / "rows.jsonl", make_pairs(41))
-    entry = {**paired_config["datasets"][0], "path": str(path)}
-    config = {
-        **paired_config,
-        "datasets": [entry],
-        "micro_batch_size": 16,
-        "num_epochs": 2,
-        "max_steps": None,
-    }
-    trainer = build(config)
+    config = with_rows(paired_config, tmp_path / "rows.jsonl", make_pairs(41))
+    trainer = build({**config, "micro_batch_size": 16, "num_epochs": 2, "max_steps": None})
     trainer.train()
     assert column(trainer, "epoch") == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])

@@ -44,6 +44,18 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def with_rows(config: dict, path: Path, rows: list[dict]) -> dict:
+    """The config with these rows, written to `path`, as its one data set."""
+    entry = {**config["datasets"][0], "path": str(write_jsonl(path, rows))}
+    return {**config, "datasets": [entry]}
+
+
+def with_test_rows(config: dict, path: Path, rows: list[dict]) -> dict:
+    """The config with these rows, written to `path`, as its evaluation set."""
+    entry = {"path": str(write_jsonl(path, rows)), "split": "train", "type": {"field_prompt": "prompt"}}
+    return {**config, "test_datasets": [entry], "val_set_size": None}
+
+
 def make_tokenizer(text: list[str], vocab_size: int = 300) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

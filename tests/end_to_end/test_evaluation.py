@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from tests.end_to_end.engines import FSDP2, KINDS, zero
-from tests.tiny import make_pairs, unpair, write_jsonl
+from tests.tiny import make_pairs, unpair, with_test_rows
 
 
 @pytest.fixture
@@ -13,9 +13,7 @@ def with_test_set(config, tmp_path):
     """23 pairs or 43 answers, which divide by none of the batch sizes."""
     pairs = make_pairs(23, seed=9)
     rows = pairs if config["rl"] == "aot" else unpair(pairs)[:-3]
-    path = write_jsonl(tmp_path / "test.jsonl", rows)
-    entry = {"path": str(path), "split": "train", "type": {"field_prompt": "prompt"}}
-    return {**config, "test_datasets": [entry], "val_set_size": None}
+    return with_test_rows(config, tmp_path / "test.jsonl", rows)
 
 
 def evaluate(processes, config, folder, world, batch_size) -> dict[str, float]:

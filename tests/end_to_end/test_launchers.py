@@ -1,12 +1,11 @@
 """Two processes as a user starts them: `axolotl train` with accelerate and with torchrun."""
 
-import json
 import subprocess
 
 import pytest
 import yaml
 
-from tests.processes import AXOLOTL, ENVIRONMENT, ROOT
+from tests.processes import AXOLOTL, ENVIRONMENT, ROOT, Run
 
 LAUNCHERS = {
     "accelerate": "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no",
@@ -33,9 +32,7 @@ def test_two_processes_are_one_big_batch(processes, paired_config, tmp_path, lau
     env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=tmp_path, env={**ENVIRONMENT, **env}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    for rank in (0, 1):
-        steps = [e for e in json.loads((tmp_path / f"out/log-{rank}.json").read_text()) if "loss" in e]
+    for steps in Run(tmp_path, [0, 0], run.stdout).steps:  # of two processes, no more and no fewer
         for key in ("loss", "grad_norm"):
             expected = [step[key] for step in whole.steps[0]]
             assert [step[key] for step in steps] == pytest.approx(expected, rel=1e-4), key
-    assert not (tmp_path / "out/log-2.json").exists()

@@ -5,7 +5,12 @@ each check again. So `rl: aot` is rewritten to `rl: dpo` and `rl: aot_unpaired` 
 validation, with this package's trainer in `trainer_cls`, which is axolotl's own door for a custom
 trainer. All that the YAML alone shows to be wrong stops here, before a model is loaded.
 
-May import `axolotl_aot.checks`, `dominance` (whose tables name the options) and pydantic; not axolotl.
+The options of `datasets:` and `test_datasets:` would not survive that validation: axolotl's schemas for
+`dpo` and `kto` drop what they do not know. They are checked here, handed on whole under `ENTRIES`, and
+axolotl is left with the path and the type.
+
+May import `axolotl_aot.checks`, `data.types`, `dominance` (whose tables name the options) and pydantic; not
+axolotl.
 """
 
 import logging
@@ -23,6 +28,7 @@ from axolotl_aot.checks import (
     check_foreign_keys,
     check_parallelism,
 )
+from axolotl_aot.data.types import parse
 from axolotl_aot.dominance import (
     DEFAULT_SOFT_SORT_STRENGTH,
     DOMINANCES,
@@ -35,6 +41,8 @@ LOG = logging.getLogger(__name__)
 
 PREFIX = "aot_"
 SCOPES = ("effective_batch", "micro_batch")
+ENTRIES = "aot_entries"  # what the plugin has read of the keys of DATA; not for users to write
+DATA = ("datasets", "test_datasets")
 
 
 class AOTArgs(BaseModel):
@@ -72,6 +80,15 @@ class AOTArgs(BaseModel):
         default=True,
         description="`rl: aot_unpaired`: spread the labels evenly over the effective batches, so that "
         "each has both.",
+    )
+
+
+class AOTInput(AOTArgs):
+    """What axolotl's schema gets: the user's keys, and the plugin's own."""
+
+    aot_entries: dict[str, list[dict[str, Any]]] | None = Field(
+        default=None,
+        description="Set by the plugin: the entries of `datasets` and `test_datasets`, with all options.",
     )
 
 
@@ -120,8 +137,25 @@ def translate(cfg: MutableMapping[str, Any]) -> str | None:
     for key, value in target.settings.items():
         if cfg.get(key) not in (None, value):
             raise AOTConfigError(f"`{key}: {cfg[key]}`: rl: {rl} needs `{key}: {value}`")
+    if ENTRIES not in cfg:
+        _set_entries(cfg, rl)
     cfg.update(target.settings, rl=target.axolotl_rl, trainer_cls=target.trainer_cls)
     return rl
+
+
+def _set_entries(cfg: MutableMapping[str, Any], rl: str) -> None:
+    """Check the data sets' entries, put them under `ENTRIES`, and leave axolotl what it knows of them."""
+    entries = {}
+    for key in DATA:
+        raw = cfg.get(key)
+        if raw is None:
+            continue
+        if not isinstance(raw, list):
+            raise AOTConfigError(f"`{key}: {raw}`: must be a list of entries, each with `path` and `type`")
+        parsed = [parse(rl, entry, f"{key}[{i}]") for i, entry in enumerate(raw)]
+        entries[key] = [entry.model_dump(exclude_unset=True, exclude_none=True) for entry in parsed]
+        cfg[key] = [{"path": entry.path, "type": entry.type, "split": entry.split} for entry in parsed]
+    cfg[ENTRIES] = entries
 
 
 def active_rl(cfg: MutableMapping[str, Any]) -> str | None:
@@ -138,7 +172,8 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
     Raises:
         AOTConfigError: an unknown key, a value of the wrong type or range, or two that contradict.
     """
-    given = {k: v for k, v in cfg.items() if str(k).startswith(PREFIX) and v is not None}
+    own = {ENTRIES} if active_rl(cfg) else set()
+    given = {k: v for k, v in cfg.items() if str(k).startswith(PREFIX) and v is not None and k not in own}
     for key in given:
         if key not in AOTArgs.model_fields:
             raise AOTConfigError(f"`{key}` is not a key of axolotl-aot.{_closest(key, AOTArgs.model_fields)}")

@@ -219,13 +219,20 @@ class Violation(NamedTuple):
     rate: Tensor
 
 
-def violation(upper: Tensor, lower: Tensor) -> Violation:
+def violation(
+    upper: Tensor,
+    lower: Tensor,
+    upper_weights: Tensor | None = None,
+    lower_weights: Tensor | None = None,
+) -> Violation:
     """First-order dominance violation of `upper` (n,) over `lower` (m,), both in nats.
 
+    The weights are those of `dominance_loss`.
+
     Raises:
-        ValueError: an empty or non-finite sample.
+        ValueError: an empty or non-finite sample, or weights that `dominance_loss` refuses.
     """
-    steps = quantile_steps(upper, lower)
+    steps = quantile_steps(upper, lower, upper_weights=upper_weights, lower_weights=lower_weights)
     shortfall = F.relu(steps.lower - steps.upper)
     return Violation((steps.mass * shortfall).sum(), (steps.mass * (shortfall > 0)).sum())
 

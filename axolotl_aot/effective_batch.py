@@ -130,7 +130,7 @@ class EffectiveBatchMixin(ScoringMixin):
         return (loss, outputs) if return_outputs else loss
 
     def _score_differentiable(self, policy: Tensor, batch: dict[str, Any], position: int) -> Scored:
-        rows = self._pack(policy.detach(), self._reference_logprobs(batch), batch)
+        rows = self._weighted(self._pack(policy.detach(), self._reference_logprobs(batch), batch), batch)
         loss, (coefficients,) = self._objective([self._marked(rows, position)])
         return Scored(loss, coefficients)
 

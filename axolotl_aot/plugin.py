@@ -14,7 +14,7 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from axolotl_aot import config
+from axolotl_aot import config, door
 
 
 class AOTPlugin(BasePlugin):
@@ -28,10 +28,12 @@ class AOTPlugin(BasePlugin):
     def register(self, cfg: dict[str, Any]) -> None:
         """Check the raw YAML and translate `rl: aot...` (see `axolotl_aot.config`)."""
         self._active = config.translate(cfg) is not None
+        if self._active:
+            door.install()
 
     def get_input_args(self) -> str | None:
         """Add the `aot_` keys to axolotl's schema, so that they survive its validation."""
-        return "axolotl_aot.config.AOTArgs" if self._active else None
+        return "axolotl_aot.config.AOTInput" if self._active else None
 
     def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
         """What axolotl's RL builder does not set from the YAML."""

@@ -21,8 +21,9 @@ from axolotl_aot.dominance import dominance_loss, violation
 from axolotl_aot.logprobs import completion_logprobs
 
 REFERENCE_LOGPROBS = ("ref_logps", "ref_chosen_logps", "ref_rejected_logps")
+WEIGHT = "weight"  # the samples' masses in their distributions
 # Entries of a collated batch that are not for the model.
-NOT_FOR_THE_MODEL = {"completion_mask", "label", *REFERENCE_LOGPROBS}
+NOT_FOR_THE_MODEL = {"completion_mask", "label", WEIGHT, *REFERENCE_LOGPROBS}
 
 
 class Completions(NamedTuple):
@@ -34,22 +35,35 @@ class Completions(NamedTuple):
     rejected_reference: Tensor
 
 
+class Distributions(NamedTuple):
+    """What is compared, in nats: the sample that must dominate, and the one it must dominate.
+
+    The weights are the samples' masses, of the same shapes; None where all are alike. The names are those
+    of `dominance_loss`.
+    """
+
+    upper: Tensor
+    lower: Tensor
+    upper_weights: Tensor | None
+    lower_weights: Tensor | None
+
+
 class ScoringMixin:
     """Scores batches, on top of a TRL trainer; `self.aot` holds the YAML's `aot_` keys."""
 
     # --- To be given by each trainer ---------------------------------------------------------
 
     paired: bool
+    columns: int  # of a row; one more holds the samples' weights, where the data has any
 
     def _pack(self, policy: Tensor, reference: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Rows from the log-probabilities of a micro-batch's sequences."""
+        """Rows, without weights, from the log-probabilities of a micro-batch's sequences."""
         raise NotImplementedError
 
     def _unpack(self, rows: Tensor) -> Completions:
         raise NotImplementedError
 
-    def _distributions(self, completions: Completions) -> tuple[Tensor, Tensor]:
-        """The sample that must dominate, and the one it must dominate; in nats."""
+    def _distributions(self, rows: Tensor) -> Distributions:
         raise NotImplementedError
 
     def _by_policy(self, gradient: Tensor) -> Tensor:
@@ -62,8 +76,9 @@ class ScoringMixin:
     # --- Log-probabilities -------------------------------------------------------------------
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Trainer's, which under DeepSpeed casts to the model's precision; log-probabilities keep theirs."""
-        precise = {k: v.to(self.args.device) for k, v in inputs.items() if k in REFERENCE_LOGPROBS}
+        """Trainer's, which under DeepSpeed casts to the model's precision; the loss needs float32."""
+        kept = (*REFERENCE_LOGPROBS, WEIGHT)
+        precise = {k: v.to(self.args.device) for k, v in inputs.items() if k in kept}
         return {**super()._prepare_inputs(inputs), **precise}
 
     def _rows(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -71,7 +86,14 @@ class ScoringMixin:
         reference = self._reference_logprobs(batch)
         with self._scoring(), self.compute_loss_context_manager():
             policy, _ = self._logprobs(model, batch)
-        return self._pack(policy, reference, batch)
+        return self._weighted(self._pack(policy, reference, batch), batch)
+
+    def _weighted(self, rows: Tensor, batch: dict[str, Any]) -> Tensor:
+        """The rows, with a column of the samples' weights where the batch has any."""
+        return torch.cat([rows, batch[WEIGHT].to(rows)[:, None]], dim=1) if WEIGHT in batch else rows
+
+    def _weights(self, rows: Tensor) -> Tensor | None:
+        return rows[:, self.columns] if rows.shape[1] > self.columns else None
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
@@ -119,12 +141,11 @@ class ScoringMixin:
     # --- Of a set of samples -----------------------------------------------------------------
 
     def _loss(self, rows: Tensor) -> Tensor:
-        upper, lower = self._distributions(self._unpack(rows))
-        if not (len(upper) and len(lower)):
+        distributions = self._distributions(rows)
+        if not (len(distributions.upper) and len(distributions.lower)):
             return 0 * rows.sum()  # nothing to compare: no loss, and a gradient of zero
         return dominance_loss(
-            upper,
-            lower,
+            **distributions._asdict(),
             beta=self.beta,
             penalty=self.aot.aot_penalty,
             dominance=self.aot.aot_dominance,
@@ -169,7 +190,7 @@ class ScoringMixin:
             if self.paired:
                 better = rewards["chosen"] > rewards["rejected"]
                 metrics["rewards/accuracies"] = better.float().mean()
-            shortfall = violation(*self._distributions(completions))
+            shortfall = violation(*self._distributions(rows))
             metrics["dominance/violation"] = shortfall.size
             metrics["dominance/violation_rate"] = shortfall.rate
         return {name: value.item() for name, value in metrics.items()}

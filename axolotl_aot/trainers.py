@@ -6,6 +6,7 @@ besides, here stands how a row of either kind of data becomes samples. May impor
 `handover`, `sampling` and `scoring`; axolotl.
 """
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from axolotl_aot.evaluation import EvaluationMixin
 from axolotl_aot.handover import AOTSetup
 from axolotl_aot.resume import ResumeMixin
 from axolotl_aot.sampling import ShuffledSampler, StratifiedSampler
-from axolotl_aot.scoring import Completions
+from axolotl_aot.scoring import WEIGHT, Completions, Distributions
 
 LOG = get_logger(__name__)
 
@@ -41,6 +42,16 @@ PAPER = {
     year      = 2024,
 }""",
 }
+
+
+class WithWeights:
+    """TRL's collator, and the samples' weights, shape (samples,)."""
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]):
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self.collator(examples), WEIGHT: torch.tensor([e[WEIGHT] for e in examples])}
 
 
 class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
@@ -71,6 +82,17 @@ class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
             # TRL takes a loaded adapter for the start of training and copies it as the reference;
             # the reference of a trained AOT adapter is the model without it
             self.model.delete_adapter("ref")
+        if WEIGHT in self.train_dataset.column_names:
+            self.data_collator = WithWeights(self.data_collator)
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        """TRL's place to tokenize: `axolotl_aot.data` has done that, template and length included."""
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if WEIGHT not in self._signature_columns:
+            self._signature_columns.append(WEIGHT)
 
     def _run_settings(self) -> dict[str, Any]:
         settings = {"rl": self.rl, "rl_beta": self.beta, **self.aot.model_dump(exclude=self.without_effect)}
@@ -94,17 +116,19 @@ class AOTTrainer(AOTMixin, AxolotlDPOTrainer):
     _name = "AOT"
     _paper = PAPER
     paired = True
+    columns = 4
 
     def _pack(self, policy: Tensor, reference: Tensor, batch: dict[str, Any]) -> Tensor:
         return torch.stack([*policy.chunk(2), *reference.chunk(2)], dim=1)
 
     def _unpack(self, rows: Tensor) -> Completions:
-        chosen, rejected, chosen_reference, rejected_reference = rows.unbind(dim=1)
+        chosen, rejected, chosen_reference, rejected_reference = rows[:, : self.columns].unbind(dim=1)
         return Completions(chosen, chosen_reference, rejected, rejected_reference)
 
-    def _distributions(self, completions: Completions) -> tuple[Tensor, Tensor]:
-        policy_margin = completions.chosen - completions.rejected
-        return policy_margin, completions.chosen_reference - completions.rejected_reference
+    def _distributions(self, rows: Tensor) -> Distributions:
+        chosen, chosen_reference, rejected, rejected_reference = self._unpack(rows)
+        weights = self._weights(rows)
+        return Distributions(chosen - rejected, chosen_reference - rejected_reference, weights, weights)
 
     def _by_policy(self, gradient: Tensor) -> Tensor:
         return gradient[:, :2].T.reshape(-1)
@@ -136,27 +160,11 @@ class AOTUnpairedTrainer(AOTMixin, AxolotlKTOTrainer):
     _name = "AOT unpaired"
     _paper = PAPER
     paired = False
+    columns = 3
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._require_two_samples()
-        self._require_both_labels("datasets", self.train_dataset)
-        if self.eval_dataset is not None:
-            self._require_both_labels("test_datasets or val_set_size", self.eval_dataset)
-
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name: str):
-        # KTO's advice on label weights, which TRL gives for the data set named "train", is not AOT's
-        return super()._prepare_dataset(dataset, processing_class, args, f"AOT {dataset_name}")
-
-    @staticmethod
-    def _require_both_labels(keys: str, dataset: Dataset) -> None:
-        labels = {bool(label) for label in dataset.unique("label")}
-        if labels != {True, False}:
-            absent = " or ".join(str(label).lower() for label in {True, False} - labels)
-            raise AOTConfigError(
-                f"{keys}: no row with `label: {absent}` among {len(dataset)}; rl: aot_unpaired "
-                "compares the distributions of both labels and needs rows of each"
-            )
 
     def _pack(self, policy: Tensor, reference: Tensor, batch: dict[str, Any]) -> Tensor:
         # a tensor in TRL 1.9, a list of bools in 1.8
@@ -164,15 +172,15 @@ class AOTUnpairedTrainer(AOTMixin, AxolotlKTOTrainer):
         return torch.stack([policy, reference, label], dim=1)
 
     def _unpack(self, rows: Tensor) -> Completions:
-        policy, reference, label = rows.unbind(dim=1)
+        policy, reference, label = rows[:, : self.columns].unbind(dim=1)
         chosen = label > 0.5
         return Completions(policy[chosen], reference[chosen], policy[~chosen], reference[~chosen])
 
-    def _distributions(self, completions: Completions) -> tuple[Tensor, Tensor]:
-        return (
-            completions.chosen - completions.chosen_reference,
-            completions.rejected - completions.rejected_reference,
-        )
+    def _distributions(self, rows: Tensor) -> Distributions:
+        chosen, chosen_reference, rejected, rejected_reference = self._unpack(rows)
+        weights, label = self._weights(rows), rows[:, LABEL] > 0.5
+        masses = (None, None) if weights is None else (weights[label], weights[~label])
+        return Distributions(chosen - chosen_reference, rejected - rejected_reference, *masses)
 
     def _by_policy(self, gradient: Tensor) -> Tensor:
         return gradient[:, 0]

@@ -49,6 +49,7 @@ def base_config(tiny_model, data, tmp_path) -> dict:
         "dataset_prepared_path": str(data / "prepared"),
         "dataset_num_proc": 1,  # for so few rows, starting processes takes longest
         "output_dir": str(tmp_path / "out"),
+        "seed": 42,  # without it axolotl's own types shuffle in another order each time
         "sequence_len": 128,
         "micro_batch_size": 4,
         "gradient_accumulation_steps": 1,

@@ -187,6 +187,6 @@ def test_inference_which_takes_rl_out_of_the_yaml_is_not_refused():
     ],
 )
 def test_less_violation_is_better(metric, greater_is_better):
-    cfg = {**AOT, "metric_for_best_model": metric, "test_datasets": [{}]}
+    cfg = {**AOT, "metric_for_best_model": metric, "test_datasets": [{"path": "pairs.jsonl"}]}
     translate(cfg)
     assert cfg.get("greater_is_better") is greater_is_better

@@ -21,10 +21,10 @@ def sentence(rng: random.Random) -> str:
 
 
 def make_pairs(count: int, seed: int = 0) -> list[dict]:
-    """Pairs of random sentences, of all lengths."""
+    """Pairs of random sentences, of all lengths; no token spans a prompt's end, where TRL would lose it."""
     rng = random.Random(seed)
     return [
-        {"prompt": sentence(rng) + "? ", "chosen": sentence(rng), "rejected": sentence(rng)}
+        {"prompt": sentence(rng) + "?", "chosen": " " + sentence(rng), "rejected": " " + sentence(rng)}
         for _ in range(count)
     ]
 

@@ -1,0 +1,194 @@
+"""An entry of `datasets:` or `test_datasets:`: where its rows come from, and the options of every type.
+
+A type is a subclass of `Entry`: its fields are the options that it takes, its `examples` reads a row.
+May import `axolotl_aot.data.rows` and pydantic.
+"""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from axolotl_aot.data.rows import AOTDataError, BadRow, Example, need, number
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+# Options that say which rows are read; axolotl's own loader takes them.
+SOURCE = (
+    "path",
+    "name",
+    "split",
+    "ds_type",
+    "data_files",
+    "revision",
+    "trust_remote_code",
+    "shards",
+    "shards_idx",
+    "preprocess_shards",
+)
+
+# Under which names a column is looked for, where the entry does not name it: the first that is there.
+USUAL_COLUMNS = {
+    "field_messages": (
+        "messages",
+        "conversation",
+        "conversations",
+        "prompt",
+        "instruction",
+        "question",
+        "input",
+    ),
+    "field_system": ("system",),
+    "field_tools": ("tools",),
+    "field_completion": ("completion", "response", "answer", "output"),
+    "field_completions": ("completions", "responses", "answers", "candidates"),
+    "field_chosen": ("chosen", "chosen_response"),
+    "field_rejected": ("rejected", "rejected_response"),
+    "field_label": ("label",),
+    "field_score": ("score", "scores", "overall_score", "rating", "ratings"),
+    "field_rank": ("rank", "ranks", "ranking"),
+}
+
+POSITIVE = [True, 1, "true", "1", "good", "positive", "up", "thumbs_up", "👍", "chosen", "desirable"]
+NEGATIVE = [False, 0, -1, "false", "0", "-1", "bad", "negative", "down", "thumbs_down", "👎", "rejected"]
+NEGATIVE += ["undesirable"]
+
+
+class LabelValues(BaseModel):
+    """Which values of the label column mean a good completion, and which a bad one."""
+
+    model_config = ConfigDict(extra="forbid")
+    positive: list[bool | int | float | str]
+    negative: list[bool | int | float | str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both_sides(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise ValueError("write `label_values: {positive: [...], negative: [...]}`")
+        return value
+
+
+class Source(NamedTuple):
+    """What a type may need to get ready: the data set, its split's entries, and the run."""
+
+    dataset: "Dataset"
+    cfg: Any
+    position: int  # of the entry in `datasets:` or `test_datasets:`
+    entries: list[dict[str, Any]]  # as axolotl knows them
+    tokenizer: "PreTrainedTokenizerBase"
+
+
+class Entry(BaseModel):
+    """What every type takes. Subclasses add their own options, and read rows."""
+
+    model_config = ConfigDict(extra="forbid")
+    # columns that a data set may lack; the others are asked for in every row
+    optional: ClassVar[set[str]] = set()
+
+    path: str
+    type: str | dict[str, Any] | None = None
+    name: str | list[str] | None = None
+    split: str | None = None
+    ds_type: str | None = None
+    data_files: str | list[str] | None = None
+    revision: str | None = None
+    trust_remote_code: bool | None = None
+    shards: int | None = Field(default=None, ge=1)
+    shards_idx: int | None = Field(default=None, ge=0)
+    preprocess_shards: int | None = Field(default=None, ge=1)
+    on_bad_rows: Literal["error", "drop"] = "error"
+    field_weight: str | None = None
+
+    def source(self) -> dict[str, Any]:
+        """The options of `SOURCE` that are set."""
+        return {key: value for key in SOURCE if (value := getattr(self, key)) is not None}
+
+    def prepare(self, source: Source) -> "tuple[Entry, Dataset]":
+        """Called once per data set, before its rows are read: what depends on all of it.
+
+        Raises:
+            AOTDataError: nothing of the data set can be used this way.
+        """
+        return self.located(source.dataset.column_names), source.dataset
+
+    def located(self, columns: list[str]) -> "Entry":
+        """The entry with the name of every column that it reads."""
+        update = {}
+        for option in type(self).model_fields:
+            if not option.startswith("field_"):
+                continue
+            given = getattr(self, option)
+            if given is not None and given not in columns:
+                close = get_close_matches(given, columns, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise AOTDataError(
+                    f"`{option}: {given}`: there is no such column. Columns: {', '.join(columns)}.{hint}"
+                )
+            usual = USUAL_COLUMNS.get(option, ())
+            if given is None and usual:
+                absent = None if option in self.optional else usual[0]
+                update[option] = next((name for name in usual if name in columns), absent)
+        return self.model_copy(update=update)
+
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
+        """The samples of one row, those to be left out included (`label` None).
+
+        Raises:
+            BadRow: the row cannot be used.
+        """
+        raise NotImplementedError
+
+    def weight(self, row: Mapping[str, Any]) -> float:
+        """The row's weight, above 0; 1 where the entry names no column."""
+        if self.field_weight is None:
+            return 1.0
+        weight = number(need(row, self.field_weight), self.field_weight)
+        if weight <= 0:
+            raise BadRow(f"field `{self.field_weight}`: the weight {weight:g} is not above 0")
+        return weight
+
+
+class LabelledEntry(Entry):
+    """A type whose rows say whether they are good: by a column, or all of them by `label:`."""
+
+    label: bool | None = None
+    field_label: str | None = None
+    label_values: LabelValues | None = None
+
+    def located(self, columns: list[str]) -> "Entry":
+        if self.label is not None and self.field_label is not None:
+            raise AOTDataError(
+                f"`label: {str(self.label).lower()}` and `field_label: {self.field_label}`: the label is "
+                "either the whole entry's or a column's; remove one"
+            )
+        return super().located(columns)
+
+    def label_of(self, row: Mapping[str, Any]) -> bool:
+        """Whether the row's completion is a good one."""
+        if self.label is not None:
+            return self.label
+        value = need(row, self.field_label or "label")
+        values = self.label_values
+        positive = POSITIVE if values is None else values.positive
+        negative = NEGATIVE if values is None else values.negative
+        word = _plain(value)
+        if word in map(_plain, positive):
+            return True
+        if word in map(_plain, negative):
+            return False
+        raise BadRow(
+            f"field `{self.field_label}`: the label {value!r} is none of {_listed(positive)} (positive) and "
+            f"{_listed(negative)} (negative); set `label_values: {{positive: [...], negative: [...]}}`"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(str(value) for value in values)

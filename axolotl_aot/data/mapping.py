@@ -1,0 +1,125 @@
+"""Batches of rows to batches of tokenized samples, each with what became of it.
+
+May import `axolotl_aot.data.entry`, `rows`, `ranked` (for row numbers) and `rendering`; datasets.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Features, Value
+from datasets import List as ListOf
+
+from axolotl_aot.data.entry import Entry
+from axolotl_aot.data.ranked import FIRST_ROW
+from axolotl_aot.data.rendering import Renderer, Text, Tokens, tokenize
+from axolotl_aot.data.rows import AOTDataError, BadRow, Example
+
+# The completions of a sample, in `Example.completions`' order.
+COMPLETIONS = {"aot": ("chosen", "rejected"), "aot_unpaired": ("completion",)}
+
+# What became of a sample, or of a row: the values of the column FATE.
+USED, TRUNCATED, TOO_LONG, LEFT_OUT, BAD = range(5)
+FATE = "aot_fate"
+
+
+def features(rl: str, weights: bool) -> Features:
+    """The columns of prepared data; besides, while it is prepared, FATE."""
+    completions = COMPLETIONS[rl]
+    columns: dict[str, Any] = {name: Value("string") for name in ("prompt", *completions)}
+    columns |= {f"{name}_ids": ListOf(Value("int32")) for name in ("prompt", *completions)}
+    if rl == "aot_unpaired":
+        columns["label"] = Value("bool")
+    if weights:
+        columns["weight"] = Value("float32")
+    return Features({**columns, FATE: Value("int8")})
+
+
+@dataclass
+class RowMapper:
+    """For `Dataset.map(batched=True, with_indices=True)`: rows in, samples out.
+
+    where: the entry's name in messages. first_row: the number of the data set's first row.
+    too_long: axolotl's `excess_length_strategy`. columns: of the data set, for messages.
+    """
+
+    rl: str
+    entry: Entry
+    renderer: Renderer
+    where: str
+    first_row: int
+    columns: list[str]
+    sequence_len: int
+    too_long: str
+    weights: bool
+
+    def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        """The samples of a batch of rows; rows and samples that are not used have a FATE, and no tokens.
+
+        Raises:
+            AOTDataError: a row that cannot be used, unless `on_bad_rows: drop`; a sample that is too long
+                with `excess_length_strategy: raise`.
+        """
+        out: dict[str, list[Any]] = {name: [] for name in features(self.rl, self.weights)}
+        names = list(batch)
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        samples = []
+        for number, row in zip(self._numbers(rows, indices), rows, strict=True):
+            try:
+                samples += [(number, *sample) for sample in self._samples(row)]
+            except BadRow as reason:
+                if self.entry.on_bad_rows == "error":
+                    raise AOTDataError(
+                        f"{self.where}, row {number}: {reason}. Columns: {', '.join(self.columns)}. "
+                        "(`on_bad_rows: drop` leaves such rows out and counts them.)"
+                    ) from reason
+                self._append(out, BAD)
+        texts = [text for _, _, text in samples if text]
+        tokens = iter(tokenize(self.renderer.tokenizer, texts))
+        for number, example, text in samples:
+            if text is None:
+                self._append(out, LEFT_OUT)
+            else:
+                self._use(out, number, example, text, next(tokens))
+        return out
+
+    def _numbers(self, rows: list[dict[str, Any]], indices: list[int]) -> Iterator[int]:
+        return (row.get(FIRST_ROW, index + self.first_row) for row, index in zip(rows, indices, strict=True))
+
+    def _samples(self, row: dict[str, Any]) -> list[tuple[Example, Text | None]]:
+        """A row's samples, each with its text, unless it is left out."""
+        return [
+            (example, None if example.label is None else self.renderer.text(example))
+            for example in self.entry.examples(row)
+        ]
+
+    def _use(
+        self, out: dict[str, list[Any]], number: int, example: Example, text: Text, tokens: Tokens
+    ) -> None:
+        room = self.sequence_len - len(tokens.prompt)
+        completions = [whole[len(text.prompt) :] for whole in text.wholes]
+        fate, ids = USED, tokens.completions
+        longest = max(map(len, ids))
+        if longest > room:
+            if self.too_long == "raise":
+                raise AOTDataError(
+                    f"{self.where}, row {number}: {len(tokens.prompt)} tokens of prompt and {longest} of "
+                    f"completion exceed `sequence_len: {self.sequence_len}`; set "
+                    "`excess_length_strategy: drop` or `truncate`, or a larger sequence_len"
+                )
+            if self.too_long == "drop" or room < 1:
+                self._append(out, TOO_LONG, label=example.label)
+                return
+            fate, ids = TRUNCATED, [each[:room] for each in ids]
+            completions = [self.renderer.tokenizer.decode(each) for each in ids]
+        named = zip(COMPLETIONS[self.rl], completions, ids, strict=True)
+        values = {"prompt": text.prompt, "prompt_ids": tokens.prompt, "label": example.label}
+        values["weight"] = example.weight
+        for name, completion, own_ids in named:
+            values |= {name: completion, f"{name}_ids": own_ids}
+        self._append(out, fate, **values)
+
+    @staticmethod
+    def _append(out: dict[str, list[Any]], fate: int, **values: Any) -> None:
+        for name, column in out.items():
+            column.append(fate if name == FATE else values.get(name))

@@ -1,0 +1,177 @@
+"""Conversations: from a row's columns to messages that a chat template takes.
+
+May import `axolotl_aot.data.entry` and `rows`.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from axolotl_aot.data.entry import Entry
+from axolotl_aot.data.rows import BadRow, Message, need
+
+ROLES = {
+    "user": ["user", "human"],
+    "assistant": ["assistant", "gpt"],
+    "system": ["system"],
+    "tool": ["tool"],
+}
+# Under which names a message's properties are looked for, where message_property_mappings has no say.
+USUAL_PROPERTIES = {"role": ("role", "from"), "content": ("content", "value")}
+
+
+class TemplateEntry(Entry):
+    """A type whose rows are rendered by a chat template."""
+
+    optional: ClassVar = {"field_system", "field_tools"}
+
+    chat_template: str | None = None
+    chat_template_jinja: str | None = None
+    field_messages: str | None = None
+    field_system: str | None = None
+    field_tools: str | None = None
+    message_property_mappings: dict[str, str] = Field(default_factory=dict)
+    roles: dict[str, list[str]] = Field(default_factory=dict)
+    drop_system_message: bool = False
+
+    # --- Prompts -----------------------------------------------------------------------------
+
+    def conversation(self, row: Mapping[str, Any]) -> list[Message]:
+        """The row's messages: of a list, of one message, or of a text, which is the user's."""
+        value = need(row, self.field_messages)
+        if isinstance(value, str):
+            if not value.strip():
+                raise BadRow(f"field `{self.field_messages}`: the prompt is empty")
+            value = {"role": "user", "content": value}
+        return self.messages(value, self.field_messages)
+
+    def prompt(self, row: Mapping[str, Any]) -> list[Message]:
+        """The row's messages up to the completion, its system message included."""
+        return self.with_system(self.conversation(row), row)
+
+    def with_system(self, messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
+        """The messages with the row's system message, or without any (`drop_system_message`)."""
+        has_one = bool(messages) and messages[0]["role"] == "system"
+        if self.drop_system_message:
+            return messages[1:] if has_one else messages
+        system = row.get(self.field_system) if self.field_system else None
+        return [{"role": "system", "content": system}, *messages] if system and not has_one else messages
+
+    def tools(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """The tools that the row's prompt offers, in JSON Schema; None where there are none."""
+        tools = row.get(self.field_tools) if self.field_tools else None
+        tools = _parsed(tools, self.field_tools) if isinstance(tools, str) else tools
+        if not tools:
+            return None
+        if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+            raise BadRow(f"field `{self.field_tools}`: tools must be a list of JSON schemas, one per tool")
+        tools = without_nulls(tools)
+        for tool in tools:
+            function = tool.get("function", tool)
+            if isinstance(function.get("parameters"), str):
+                function["parameters"] = _parsed(function["parameters"], self.field_tools)
+        return tools
+
+    # --- Completions -------------------------------------------------------------------------
+
+    def completion(self, value: Any, field: str) -> tuple[list[Message] | None, list[Message]]:
+        """A completion: a text, a message, a list of the assistant's messages, or a conversation.
+
+        Returns the conversation's part before its last message, None for other values; and the
+        completion's messages.
+        """
+        if isinstance(value, str):
+            return None, self._checked([{"role": "assistant", "content": value}], field)
+        messages = self.messages(value, field)
+        if messages and messages[0]["role"] != "assistant":
+            return messages[:-1], self._checked(messages[-1:], field)
+        return None, self._checked(messages, field)
+
+    def _checked(self, completion: list[Message], field: str) -> list[Message]:
+        if not completion:
+            raise BadRow(f"field `{field}`: the completion is empty")
+        for message in completion:
+            if message["role"] != "assistant":
+                raise BadRow(
+                    f"field `{field}`: a completion holds the assistant's messages only, not one of "
+                    f"`{message['role']}`; what comes before its answer belongs to the prompt"
+                )
+            if not (message["content"] or "").strip() and not message.get("tool_calls"):
+                raise BadRow(f"field `{field}`: the completion is empty")
+        return completion
+
+    # --- Messages ----------------------------------------------------------------------------
+
+    def messages(self, value: Any, field: str) -> list[Message]:
+        """Messages as templates know them, from one or several of the user's."""
+        value = [value] if isinstance(value, Mapping) else value
+        if not isinstance(value, list):
+            raise BadRow(
+                f"field `{field}`: expected text, a message or a list of messages, found {value!r:.80}"
+            )
+        return [self._message(message, field, i + 1) for i, message in enumerate(value)]
+
+    def _message(self, raw: Any, field: str, position: int) -> Message:
+        where = f"field `{field}`, message {position}"
+        if not isinstance(raw, Mapping):
+            raise BadRow(f"{where}: expected `role` and `content`, found {raw!r:.80}")
+        rest = without_nulls(raw)
+        message = {}
+        for name in {**USUAL_PROPERTIES, **self.message_property_mappings}:
+            given = self.message_property_mappings.get(name)
+            for source in (given,) if given else USUAL_PROPERTIES[name]:
+                if source in rest:
+                    message[name] = rest.pop(source)
+                    break
+        message.update(rest)
+        if "role" not in message:
+            raise BadRow(
+                f"{where}: no role among its properties {', '.join(raw)}; set message_property_mappings"
+            )
+        message["role"] = self._role(message["role"], where)
+        message["content"] = self._content(message, where)
+        for call in message.get("tool_calls", ()):
+            function = call.get("function", call)
+            if isinstance(function.get("arguments"), str):
+                function["arguments"] = _parsed(function["arguments"], f"{field}.tool_calls.arguments")
+        return message
+
+    def _role(self, role: Any, where: str) -> str:
+        for roles in (self.roles, ROLES):
+            for target, sources in roles.items():
+                if role in sources:
+                    return target
+        known = ", ".join(
+            sorted({s for roles in (self.roles, ROLES) for each in roles.values() for s in each})
+        )
+        raise BadRow(f"{where}: the role {role!r} is none of {known}; set `roles: {{user: [{role}]}}`, say")
+
+    def _content(self, message: Message, where: str) -> str | None:
+        content = message.get("content")
+        if isinstance(content, list):
+            if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
+                raise BadRow(f"{where}: its content has parts that are not text")
+            return "".join(part["text"] for part in content)
+        if content is None and not message.get("tool_calls"):
+            raise BadRow(f"{where}: its content is missing or null, and it calls no tool")
+        if content is not None and not isinstance(content, str):
+            raise BadRow(f"{where}: its content must be text, found {content!r:.80}")
+        return content
+
+
+def without_nulls(value: Any) -> Any:
+    """A copy without the keys that are null: Arrow adds those of other rows to every row's mappings."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def _parsed(text: str, field: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadRow(f"field `{field}`: not valid JSON ({error}): {text!r:.80}") from None

@@ -1,0 +1,45 @@
+"""`type: pairs`: chosen and rejected completions, as answers that need no partner.
+
+May import `axolotl_aot.data.messages` and `rows`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from axolotl_aot.data.messages import TemplateEntry
+from axolotl_aot.data.rows import BadRow, Example, need
+
+
+class Pairs(TemplateEntry):
+    """For `rl: aot_unpaired`: every chosen completion is positive, every rejected one negative.
+
+    A column holds one completion (text, message, conversation) or a list of several; an empty list
+    holds none.
+    """
+
+    field_chosen: str | None = None
+    field_rejected: str | None = None
+
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
+        sides = [(field, several(need(row, field))) for field in (self.field_chosen, self.field_rejected)]
+        if not any(values for _, values in sides):
+            raise BadRow(f"fields `{self.field_chosen}` and `{self.field_rejected}` are both empty")
+        prompt, tools, weight = None, self.tools(row), self.weight(row)
+        for label, (field, values) in zip((True, False), sides, strict=True):
+            for value in values:
+                own_prompt, completion = self.completion(value, field)
+                if own_prompt is None:
+                    prompt = prompt or self.prompt(row)
+                messages = prompt if own_prompt is None else self.with_system(own_prompt, row)
+                yield Example(messages, (completion,), label, tools, weight)
+
+
+def several(value: Any) -> list[Any]:
+    """The completions in a column's value: a list of texts, of conversations or of answers to one prompt."""
+    if not isinstance(value, list):
+        return [value]
+    if len(value) > 1 and all(isinstance(item, Mapping) for item in value):
+        role = [item.get("role", item.get("from")) for item in value]
+        is_conversation = role[0] not in ("assistant", "gpt")
+        return [value] if is_conversation else value
+    return value

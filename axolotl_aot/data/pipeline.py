@@ -1,0 +1,307 @@
+"""Whole data sets: loaded, mapped, counted, merged, split, and kept for the next run.
+
+axolotl's own steps where it has them: loading, the folder of prepared data and its lock, merging,
+removing duplicates, the validation split. May import the modules of `axolotl_aot.data`; axolotl.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from axolotl.utils.chat_templates import get_chat_template
+from axolotl.utils.data.lock import FileLockLoader
+from axolotl.utils.data.shared import (
+    create_train_validation_split,
+    datasets_with_name_generator,
+    generate_dataset_hash_from_config,
+    get_prepared_dataset_path,
+    load_dataset_with_config,
+    load_preprocessed_dataset,
+    merge_datasets,
+    save_preprocessed_dataset,
+    try_load_from_hub,
+)
+from axolotl.utils.data.utils import deduplicate_and_log_datasets, md5, retry_on_request_exceptions
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from axolotl_aot import __version__
+from axolotl_aot.data.accounts import OFTEN, Account, one_label_share, table
+from axolotl_aot.data.entry import Entry, Source
+from axolotl_aot.data.mapping import FATE, RowMapper, features
+from axolotl_aot.data.messages import TemplateEntry
+from axolotl_aot.data.rendering import Renderer
+from axolotl_aot.data.rows import AOTDataError
+from axolotl_aot.data.types import parse
+
+LOG = get_logger(__name__)
+
+RECORD = "aot_record.json"  # in the folder of prepared data
+ROWS_PER_PROCESS = 2_000  # fewer are not worth starting a process for
+DEFAULT_SEED = 42  # the trainer's; axolotl shuffles without any where the YAML has none
+SPLITS = {"datasets": "train", "test_datasets": "test"}
+
+
+@dataclass
+class Pipeline:
+    """The data of one run.
+
+    rl: "aot" or "aot_unpaired". entries: of `datasets` and `test_datasets`, as the user wrote them.
+    sort_size: samples that are sorted together. stratified: whether the labels are spread over them.
+    """
+
+    cfg: DictDefault
+    tokenizer: PreTrainedTokenizerBase
+    rl: str
+    entries: dict[str, list[dict[str, Any]]]
+    sort_size: int
+    stratified: bool
+
+    def __post_init__(self) -> None:
+        if self.cfg.seed is None:  # each process, and a resumed run, must shuffle alike
+            self.cfg = DictDefault({**self.cfg, "seed": DEFAULT_SEED})
+
+    @retry_on_request_exceptions(max_retries=3, delay=5)
+    def prepare(self) -> tuple[Dataset, Dataset | None]:
+        """The training set and, if there is to be one, the evaluation set, tokenized.
+
+        Raises:
+            AOTDataError: rows that cannot be used, or a label that none of them has.
+        """
+        loader = FileLockLoader(self.cfg)
+        try:
+            train, evaluation = loader.load(self._splits)
+        finally:
+            loader.cleanup()
+        if self.cfg.dataset_exact_deduplication:
+            train, evaluation = deduplicate_and_log_datasets(dataset=train, other_dataset=evaluation)
+        self._require_both_labels(train, evaluation)
+        self._log_share(train)
+        return train, evaluation
+
+    def _splits(self) -> tuple[Dataset, Dataset | None]:
+        train = self._loaded("datasets")
+        if self.entries.get("test_datasets"):
+            return train, self._loaded("test_datasets")
+        if self.cfg.val_set_size:
+            return create_train_validation_split(train, self.cfg, self.cfg.val_set_size)
+        return train, None
+
+    # --- Prepared data -----------------------------------------------------------------------
+
+    def _loaded(self, key: str) -> Dataset:
+        """The merged data sets under a key of the YAML, from an earlier run if they are the same."""
+        stored = self.stored_under(key)
+        dataset = None
+        if self.cfg.push_dataset_to_hub:
+            dataset = try_load_from_hub(self.cfg, stored, SPLITS[key])
+        if dataset is None and not self._changed(key, stored):
+            dataset = load_preprocessed_dataset(self.cfg, stored)
+        if dataset is None:
+            return self._built(key, stored)
+        if record := self._record(stored):
+            self._log(key, [Account(**account) for account in record["accounts"]])
+        return dataset
+
+    def _parsed(self, key: str) -> list[Entry]:
+        return [parse(self.rl, raw, f"{key}[{i}]") for i, raw in enumerate(self.entries[key])]
+
+    def stored_under(self, key: str) -> str:
+        """The name of the folder for prepared data: axolotl's own key, and all else that rows depend on."""
+        entries = self._parsed(key)
+        own = {
+            "rl": self.rl,
+            "entries": [entry.model_dump(mode="json", exclude_none=True) for entry in entries],
+            "templates": [self._template(entry) for entry in entries],
+            "excess_length_strategy": self._too_long,
+            "versions": [__version__, version("axolotl")],
+        }
+        sources = [DictDefault(entry.source()) for entry in entries]
+        theirs = generate_dataset_hash_from_config(self.cfg, sources, self.tokenizer.name_or_path)
+        return str(md5(theirs + json.dumps(own, sort_keys=True)))
+
+    def _record(self, stored: str) -> dict[str, Any] | None:
+        """What was written down beside prepared data; None where they come from the hub, or are not there."""
+        path = get_prepared_dataset_path(self.cfg, stored) / RECORD
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def _changed(self, key: str, stored: str) -> bool:
+        """Whether a file or folder is another than when it was prepared; one that is gone is not needed."""
+        record = self._record(stored)
+        now = self._stamps(key)
+        changed = [
+            path
+            for path, stamp in (record or {"sources": {}})["sources"].items()
+            if now.get(path, stamp) != stamp
+        ]
+        if changed:
+            LOG.info(f"{key}: {', '.join(changed)} has changed since it was prepared: preparing it again")
+        return bool(changed)
+
+    def _stamps(self, key: str) -> dict[str, list[int]]:
+        """Size and time of each local file that the entries name, or of what their folders hold."""
+        stamps = {}
+        for entry in self.entries[key]:
+            path = Path(entry["path"])
+            files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+            if files:
+                stats = [file.stat() for file in files]
+                stamps[str(path)] = [sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)]
+        return stamps
+
+    def _log(self, key: str, accounts: list[Account]) -> None:
+        LOG.info(f"{key}, by entry:\n{table(self.rl, accounts)}")
+
+    def _built(self, key: str, stored: str) -> Dataset:
+        entries = self._parsed(key)
+        weights = any(entry.field_weight for entry in entries)
+        parts, accounts = [], []
+        for position, entry in enumerate(entries):
+            own, account = self._read(key, position, entry, entries, weights, stored)
+            parts += own
+            accounts.append(account)
+        self._log(key, accounts)
+        if not any(len(part) for part in parts):
+            raise AOTDataError(f"{key}: no row is left to use")
+        dataset = merge_datasets([part for part in parts if len(part)], self.cfg)
+        if not self.cfg.skip_prepare_dataset:
+            if self.cfg.dataset_exact_deduplication:
+                dataset, _ = deduplicate_and_log_datasets(dataset=dataset)
+            save_preprocessed_dataset(self.cfg, dataset, stored, SPLITS[key])
+            folder = Path(get_prepared_dataset_path(self.cfg, stored))
+            record = {"accounts": [asdict(account) for account in accounts], "sources": self._stamps(key)}
+            (folder / RECORD).write_text(json.dumps(record))
+        return dataset
+
+    # --- One entry ---------------------------------------------------------------------------
+
+    def _read(
+        self, key: str, position: int, entry: Entry, entries: list[Entry], weights: bool, stored: str
+    ) -> tuple[list[Dataset], Account]:
+        """The samples of an entry, of each data set that it names; and what became of its rows."""
+        where = f"{key}[{position}] ({entry.path})"
+        renderer = Renderer(self.tokenizer, self._template(entry), self.cfg.chat_template_kwargs or {})
+        known = [{**e.source(), "type": e.type} for e in entries]
+        parts, account = [], Account(where, rows=0)
+        for source in datasets_with_name_generator([DictDefault(entry.source())]):
+            dataset, first_row = self._source(source, where)
+            account.rows += len(dataset)
+            try:
+                own, dataset = entry.prepare(Source(dataset, self.cfg, position, known, self.tokenizer))
+            except AOTDataError as error:
+                raise AOTDataError(f"{where}: {error}") from None
+            mapper = RowMapper(
+                self.rl,
+                own,
+                renderer,
+                where,
+                first_row,
+                dataset.column_names,
+                self.cfg.sequence_len,
+                self._too_long,
+                weights,
+            )
+            mapped = self._mapped(dataset, mapper, md5(f"{stored}{position}{source}"))
+            kept = account.add(mapped)
+            if not kept.all():
+                mapped = mapped.select(np.flatnonzero(kept))
+            parts.append(mapped.remove_columns(FATE))
+        return parts, account
+
+    def _source(self, source: DictDefault, where: str) -> tuple[Dataset, int]:
+        """A data set as axolotl loads it, or its shard; and the number of its first row."""
+        dataset = load_dataset_with_config(source, self.cfg.hf_use_auth_token, streaming=False)
+        if isinstance(dataset, DatasetDict):
+            if "train" not in dataset:
+                raise AOTDataError(f"{where}: set `split:` to one of {', '.join(dataset)}")
+            dataset = dataset["train"]
+        if source.shards is None:
+            return dataset, 1
+        index = source.shards_idx or 0
+        if index >= source.shards:
+            raise AOTDataError(f"{where}: `shards_idx: {index}` must be less than `shards: {source.shards}`")
+        small, larger = divmod(len(dataset), source.shards)
+        first_row = small * index + min(larger, index) + 1
+        return dataset.shard(num_shards=source.shards, index=index, contiguous=True), first_row
+
+    def _mapped(self, dataset: Dataset, mapper: RowMapper, fingerprint: str) -> Dataset:
+        processes = min(self.cfg.dataset_num_proc or 1, max(1, len(dataset) // ROWS_PER_PROCESS))
+        return dataset.map(
+            mapper,
+            batched=True,
+            with_indices=True,
+            remove_columns=dataset.column_names,
+            features=features(mapper.rl, mapper.weights),
+            num_proc=processes if processes > 1 else None,
+            load_from_cache_file=not self.cfg.is_preprocess,
+            new_fingerprint=str(md5(f"{dataset._fingerprint}{fingerprint}")),
+            desc=f"Preparing {mapper.where}",
+        )
+
+    # --- What the YAML says ------------------------------------------------------------------
+
+    @property
+    def _too_long(self) -> str:
+        return (self.cfg.excess_length_strategy or "drop").lower()
+
+    def _template(self, entry: Entry) -> str | None:
+        """The chat template of an entry, by its own option, the YAML's or the tokenizer's."""
+        if not isinstance(entry, TemplateEntry):
+            return None
+        if self.cfg.tokenizer_use_mistral_common:
+            raise AOTDataError(
+                f"`tokenizer_use_mistral_common: true` has no chat template, and `type: {entry.type}` needs "
+                "one; remove it, and set chat_template"
+            )
+        jinja = entry.chat_template_jinja
+        choice = entry.chat_template or ("jinja" if jinja else None)
+        if choice is not None:
+            return get_chat_template(choice, jinja, self.tokenizer)
+        if not self.tokenizer.chat_template:
+            raise AOTDataError(
+                f"`type: {entry.type}` ({entry.path}): the tokenizer has no chat template; set one, such as "
+                "`chat_template: chatml`"
+            )
+        return self.tokenizer.get_chat_template()
+
+    # --- Labels ------------------------------------------------------------------------------
+
+    def _require_both_labels(self, train: Dataset, evaluation: Dataset | None) -> None:
+        if self.rl != "aot_unpaired":
+            return
+        keys = "test_datasets" if self.entries.get("test_datasets") else "val_set_size"
+        for name, dataset in (("datasets", train), (keys, evaluation)):
+            if dataset is None:
+                continue
+            absent = {True, False} - set(dataset.unique("label"))
+            if absent:
+                words = " or ".join({True: "positive", False: "negative"}[label] for label in absent)
+                raise AOTDataError(
+                    f"{name}: no {words} answer among {len(dataset)}; rl: aot_unpaired compares the "
+                    "distributions of both labels and needs answers of each"
+                )
+
+    def _log_share(self, train: Dataset) -> None:
+        if self.rl != "aot_unpaired":
+            return
+        labels = train.with_format("numpy")["label"][:]
+        positives, total = int(labels.sum()), len(labels)
+        size = min(self.sort_size, total)
+        LOG.info(
+            f"{positives:,} of {total:,} answers are positive ({positives / total:.1%}): about "
+            f"{size * positives / total:.1f} of the {size} that are sorted together"
+        )
+        share = one_label_share(positives, total - positives, size, self.stratified)
+        if share > OFTEN:
+            remedy = "enlarge the effective batch" + (
+                "" if self.stratified else ", or set `aot_stratify: true`"
+            )
+            LOG.warning(
+                f"about {share:.0%} of the batches that are sorted will hold answers of one label only, and "
+                f"contribute no loss: {remedy}"
+            )

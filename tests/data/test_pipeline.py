@@ -1,0 +1,387 @@
+"""Whole data sets through axolotl's own door: sources, counts, lengths, prepared data, labels."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+from axolotl.common.datasets import load_preference_datasets
+from axolotl.loaders import load_tokenizer
+from datasets import Dataset
+
+from axolotl_aot.data.accounts import one_label_share
+from axolotl_aot.door import pipeline_of
+from tests.tiny import make_pairs, unpair, write_jsonl
+
+SCORED = {"type": "scored", "positive_above": 0.5, "negative_below": 0.3}
+
+
+def scored_rows(count: int = 20) -> list[dict]:
+    """Scores 0, 1 / count, ... : 6 are below 0.3 and 9 above 0.5 of 20."""
+    return [{"prompt": f"cat {i}?", "completion": f"dog {i}", "score": i / count} for i in range(count)]
+
+
+@pytest.fixture
+def config(base_config, tmp_path) -> dict:
+    """Unpaired; each test names its data sets. Prepared data are the test's own."""
+    return {**base_config, "rl": "aot_unpaired", "dataset_prepared_path": str(tmp_path / "prepared")}
+
+
+@pytest.fixture
+def prepare(load, caplog):
+    """The training and the evaluation set of a config; what was logged is in `prepare.log()`."""
+
+    def prepare(config: dict):
+        caplog.clear()
+        cfg = load(config)
+        meta = load_preference_datasets(cfg=cfg)
+        return meta.train_dataset, meta.eval_dataset
+
+    prepare.log = lambda: "\n".join(record.getMessage() for record in caplog.records)
+    return prepare
+
+
+def entry(path, rows: list[dict] | None = None, **options) -> dict:
+    if rows is not None:
+        write_jsonl(path, rows)
+    return {"path": str(path), **options}
+
+
+# --- Sources ---------------------------------------------------------------------------------------
+
+
+def writers() -> dict:
+    def json_array(rows, path):
+        path.write_text(json.dumps(rows))
+
+    def folder(rows, path):
+        Dataset.from_list(rows).save_to_disk(str(path))
+
+    def folder_of_files(rows, path):
+        path.mkdir()
+        Dataset.from_list(rows).to_parquet(str(path / "train.parquet"))
+
+    return {
+        "rows.jsonl": lambda rows, path: write_jsonl(path, rows),
+        "rows.json": json_array,
+        "rows.csv": lambda rows, path: Dataset.from_list(rows).to_csv(str(path)),
+        "rows.parquet": lambda rows, path: Dataset.from_list(rows).to_parquet(str(path)),
+        "saved_to_disk": folder,
+        "a_repository": folder_of_files,
+    }
+
+
+@pytest.mark.parametrize("name", writers())
+def test_files_and_folders_of_any_kind(prepare, config, tmp_path, name):
+    path = tmp_path / name
+    writers()[name](scored_rows(), path)
+    train, _ = prepare({**config, "datasets": [{"path": str(path), **SCORED}]})
+    assert Counter(train["label"]) == {True: 9, False: 6}
+
+
+def test_a_split_of_a_source(prepare, config, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    train, _ = prepare({**config, "datasets": [entry(path, scored_rows(), split="train[3:15]", **SCORED)]})
+    assert Counter(train["label"]) == {True: 4, False: 3}
+
+
+def test_shards_are_parts_of_a_source(prepare, config, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "completion": str(i), "label": i % 2} for i in range(11)]
+    found = []
+    for index in range(3):
+        shard = entry(path, rows, type="chat_template", shards=3, shards_idx=index)
+        train, _ = prepare({**config, "datasets": [shard]})
+        found.append(len(train))
+    assert found == [4, 4, 3]
+    # rows are numbered as in the file
+    broken = [*rows[:9], {**rows[9], "label": "meh"}, rows[10]]
+    with pytest.raises(ValueError, match="row 10: field `label`: the label 'meh'"):
+        prepare({**config, "datasets": [entry(path, broken, type="chat_template", shards=3, shards_idx=2)]})
+    with pytest.raises(ValueError, match="`shards_idx: 3` must be less than `shards: 3`"):
+        prepare({**config, "datasets": [entry(path, rows, type="chat_template", shards=3, shards_idx=3)]})
+    whole, _ = prepare({**config, "datasets": [entry(path, rows, type="chat_template", preprocess_shards=3)]})
+    assert len(whole) == 11
+
+
+def test_types_mix_in_one_run(prepare, config, tmp_path):
+    pairs = make_pairs(3)
+    datasets = [
+        entry(tmp_path / "scored.jsonl", scored_rows(), **SCORED),
+        entry(tmp_path / "pairs.jsonl", pairs, type="pairs"),
+        entry(tmp_path / "kto.jsonl", unpair(pairs), type="chatml.ultra"),
+        entry(tmp_path / "good.jsonl", [{"messages": CHAT}] * 2, type="chat_template", label=True),
+        entry(tmp_path / "texts.jsonl", unpair(pairs), type={"field_prompt": "prompt"}, field_weight="w")
+        | {"field_weight": None},
+    ]
+    train, _ = prepare({**config, "datasets": datasets})
+    assert Counter(train["label"]) == {True: 9 + 3 + 3 + 2 + 3, False: 6 + 3 + 3 + 3}
+    assert "weight" not in train.column_names
+
+
+CHAT = [{"role": "user", "content": "cat?"}, {"role": "assistant", "content": "dog"}]
+
+
+def test_test_datasets_have_their_own_entries(prepare, config, tmp_path):
+    train, evaluation = prepare(
+        {
+            **config,
+            "val_set_size": None,
+            "datasets": [entry(tmp_path / "pairs.jsonl", make_pairs(5), type="pairs")],
+            "test_datasets": [
+                entry(tmp_path / "scored.jsonl", scored_rows(), **SCORED),
+                entry(tmp_path / "own.jsonl", unpair(make_pairs(2)), type={"field_prompt": "completion"}),
+            ],
+        }
+    )
+    assert Counter(train["label"]) == {True: 5, False: 5}
+    assert Counter(evaluation["label"]) == {True: 9 + 2, False: 6 + 2}
+    assert "test_datasets[1]" in prepare.log()
+
+
+def test_a_validation_split(prepare, config, tmp_path):
+    pairs = entry(tmp_path / "pairs.jsonl", make_pairs(20), type="pairs")
+    train, evaluation = prepare({**config, "datasets": [pairs], "val_set_size": 0.25})
+    assert (len(train), len(evaluation)) == (30, 10)
+    texts = [set(zip(d["prompt"], d["completion"], strict=True)) for d in (train, evaluation)]
+    assert not texts[0] & texts[1]
+
+
+def test_duplicates_are_removed(prepare, config, tmp_path):
+    pairs = make_pairs(4)
+    path = tmp_path / "rows.jsonl"
+    datasets = [entry(path, [*pairs, pairs[0], pairs[0]], type="pairs")]
+    assert len(prepare({**config, "datasets": datasets})[0]) == 12
+    assert len(prepare({**config, "datasets": datasets, "dataset_exact_deduplication": True})[0]) == 8
+
+
+def test_runs_without_a_seed_shuffle_alike(prepare, config, tmp_path):
+    pairs = entry(tmp_path / "pairs.jsonl", make_pairs(20), type="pairs")
+    options = {**config, "datasets": [pairs], "skip_prepare_dataset": True, "seed": None}
+    first, second = (prepare(options)[0]["completion"][:] for _ in range(2))
+    assert first == second
+    assert first != sorted(first)
+
+
+def test_several_processes_prepare_what_one_does(prepare, config, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"cat {i}?", "completion": f"dog {i}", "label": i % 3 == 0} for i in range(4_100)]
+    options = {**config, "datasets": [entry(path, rows, type="chat_template")]}
+    one, two = (
+        prepare({**options, "dataset_num_proc": n, "dataset_prepared_path": str(tmp_path / str(n))})[0]
+        for n in (1, 2)
+    )
+    assert one[:] == two[:]
+
+
+# --- What becomes of rows --------------------------------------------------------------------------
+
+
+def line_of(log: str, *starts: str) -> list[str]:
+    """The numbers in the log's table, of the lines from one that holds `starts`."""
+    lines = log.splitlines()
+    at = next(i for i, line in enumerate(lines) if all(s in line for s in starts))
+    return [line.split() for line in lines[at : at + 2]]
+
+
+def test_the_log_says_what_became_of_the_rows(prepare, config, tmp_path):
+    long, longer = "dog " * 60, "dog " * 200
+    rows = [
+        *scored_rows(),
+        {"prompt": "cat?", "completion": long, "score": 1.0},
+        {"prompt": longer, "completion": "dog", "score": 0.0},
+        {"prompt": "cat?", "completion": "dog", "score": None},
+    ]
+    scored = entry(tmp_path / "scored.jsonl", rows, **SCORED, on_bad_rows="drop")
+    more = entry(tmp_path / "more.jsonl", unpair(make_pairs(2)), type="chatml.ultra")
+    options = {**config, "datasets": [scored, more], "sequence_len": 60}
+    for strategy, kept, expected in (
+        ("drop", 19, [["23", "1", "5", "positive", "9", "0", "1"], ["negative", "6", "0", "1"]]),
+        ("truncate", 20, [["23", "1", "5", "positive", "10", "1", "0"], ["negative", "6", "0", "1"]]),
+    ):
+        train, _ = prepare({**options, "excess_length_strategy": strategy})
+        assert len(train) == kept
+        first, second = line_of(prepare.log(), "datasets[0]", "scored.jsonl")
+        assert [first[2:], second] == expected
+        first, _ = line_of(prepare.log(), "datasets[1]", "more.jsonl")
+        assert first[2:] == ["4", "0", "0", "positive", "2", "0", "0"]
+        table = prepare.log().split("by entry:")[1].split("answers are positive")[0]
+        # the same table where the data come from an earlier run
+        again, _ = prepare({**options, "excess_length_strategy": strategy})
+        assert table.splitlines()[1:4] == prepare.log().split("by entry:")[1].splitlines()[1:4]
+        assert again["completion"][:] == train["completion"][:]
+    with pytest.raises(
+        ValueError, match=r"scored.jsonl\), row 21: \d+ tokens of prompt and \d+ of completion"
+    ):
+        prepare({**options, "excess_length_strategy": "raise"})
+
+
+def test_truncation_keeps_the_beginning(prepare, config, tmp_path):
+    rows = [{"prompt": "cat?", "completion": "dog " * n, "label": n < 9} for n in (3, 60)]
+    options = {**config, "datasets": [entry(tmp_path / "rows.jsonl", rows, type="chat_template")]}
+    train, _ = prepare({**options, "sequence_len": 50, "excess_length_strategy": "truncate"})
+    whole, _ = prepare({**options, "sequence_len": 500})
+    for cut, full in zip(*(sorted(d, key=lambda r: r["label"]) for d in (train, whole)), strict=True):
+        assert cut["prompt_ids"] == full["prompt_ids"]
+        assert cut["completion_ids"] == full["completion_ids"][: 50 - len(full["prompt_ids"])]
+        assert full["completion"].startswith(cut["completion"])
+
+
+def test_bad_rows_stop_the_run_with_their_place(prepare, config, tmp_path):
+    rows = [*scored_rows(3), {"prompt": "cat?", "completion": "dog", "score": "high"}]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{**row, "score": str(row["score"])} for row in rows]))
+    with pytest.raises(
+        ValueError,
+        match=r"datasets\[0\] \(.*rows.json\), row 1: field `score`: '0.0' is not a finite number. "
+        r"Columns: prompt, completion, score. \(`on_bad_rows: drop` leaves such rows out and counts them.\)",
+    ):
+        prepare({**config, "datasets": [{"path": str(path), **SCORED}]})
+
+
+def test_a_type_of_axolotls_that_cannot_read_a_row(prepare, config, tmp_path):
+    rows = [{"question": "cat?", "completion": "dog", "label": True}]
+    with pytest.raises(
+        ValueError, match=r"row 1: `type: chatml.ultra` cannot read it \(KeyError: 'prompt'\)"
+    ):
+        prepare({**config, "datasets": [entry(tmp_path / "rows.jsonl", rows, type="chatml.ultra")]})
+
+
+@pytest.mark.parametrize("kind", ["chatml.nothing", "zephyr.nectar"])
+def test_a_type_that_nobody_knows(prepare, config, tmp_path, kind):
+    rows = [{"prompt": "cat?", "completion": "dog", "label": True}]
+    with pytest.raises(
+        ValueError, match=f"`type: {kind}`: neither a type of axolotl-aot nor one that axolotl"
+    ):
+        prepare({**config, "datasets": [entry(tmp_path / "rows.jsonl", rows, type=kind)]})
+
+
+def test_no_row_is_left(prepare, config, tmp_path):
+    rows = [{"prompt": "cat?", "completion": "dog", "label": None}]
+    options = {"type": "chat_template", "on_bad_rows": "drop"}
+    with pytest.raises(ValueError, match="datasets: no row is left to use"):
+        prepare({**config, "datasets": [entry(tmp_path / "rows.jsonl", rows, **options)]})
+
+
+def test_a_custom_type_in_batches(prepare, config, tmp_path, monkeypatch):
+    (tmp_path / "own_types.py").write_text(
+        "def split(cfg, **kwargs):\n"
+        "    def both(batch):\n"
+        "        n = len(batch['q'])\n"
+        "        return {'prompt': batch['q'] * 2, 'completion': batch['a'] + batch['b'],\n"
+        "                'label': [True] * n + [False] * n}\n"
+        "    return both, {'batched': True, 'remove_columns': '__all__'}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rows = [{"q": f"cat {i}?", "a": "dog", "b": "bird"} for i in range(3)]
+    train, _ = prepare({**config, "datasets": [entry(tmp_path / "rows.jsonl", rows, type="own_types.split")]})
+    assert Counter(zip(train["completion"], train["label"], strict=True)) == {
+        ("dog</s>", True): 3,
+        ("bird</s>", False): 3,
+    }
+
+
+def test_weights_are_a_column_where_an_entry_names_one(prepare, config, tmp_path):
+    pairs = make_pairs(2)
+    heavy = entry(tmp_path / "heavy.jsonl", [{**p, "w": 2.5} for p in pairs], type="pairs", field_weight="w")
+    light = entry(tmp_path / "light.jsonl", pairs, type="pairs")
+    train, _ = prepare({**config, "datasets": [heavy, light]})
+    assert Counter(train["weight"]) == {2.5: 4, 1.0: 4}
+    paired, _ = prepare({**config, "rl": "aot", "datasets": [{**heavy, "type": "chat_template"}]})
+    assert paired["weight"][:] == [2.5, 2.5]
+
+
+# --- Prepared data ---------------------------------------------------------------------------------
+
+
+def test_prepared_data_are_used_again(prepare, config, tmp_path):
+    options = {**config, "datasets": [entry(tmp_path / "rows.jsonl", scored_rows(), **SCORED)]}
+    for found in ("Unable to find", "Loading", "Unable to find", "Loading"):
+        prepare(options)
+        assert f"{found} prepared dataset" in prepare.log()
+        if found == "Loading":
+            options["datasets"][0]["positive_above"] = 0.6
+
+
+def test_every_option_makes_other_prepared_data(load, config, tmp_path):
+    base = entry(tmp_path / "rows.jsonl", scored_rows(), **SCORED)
+    options = [
+        {},
+        {"rl": "aot", "datasets": [{**base, "type": "ranked", "positive_above": None}]},
+        {"datasets": [{**base, "positive_above": 0.6}]},
+        {"datasets": [{**base, "negative_below": None}]},
+        {"datasets": [{**base, "field_weight": "w"}]},
+        {"datasets": [{**base, "chat_template": "llama3"}]},
+        {"datasets": [{**base, "on_bad_rows": "drop"}]},
+        {"datasets": [{**base, "split": "train[:9]"}]},
+        {"datasets": [{**base, "roles": {"user": ["customer"]}}]},
+        {"excess_length_strategy": "truncate"},
+        {"sequence_len": 127},
+        {"chat_template": "llama3"},
+        {"chat_template": "qwen3"},
+        {"chat_template": "qwen3", "chat_template_kwargs": {"enable_thinking": False}},
+    ]
+    keys = []
+    for option in options:
+        option = {"datasets": [base], **option}
+        option["datasets"] = [{k: v for k, v in e.items() if v is not None} for e in option["datasets"]]
+        if option.get("rl") == "aot":
+            option["datasets"][0].pop("negative_below")
+        cfg = load({**config, **option})
+        keys.append(pipeline_of(cfg, load_tokenizer(cfg)).stored_under("datasets"))
+    assert len(set(keys)) == len(options)
+
+
+def test_a_changed_file_is_read_again(prepare, config, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    options = {**config, "datasets": [entry(path, make_pairs(3), type="pairs")]}
+    assert len(prepare(options)[0]) == 6
+    write_jsonl(path, make_pairs(5))
+    assert len(prepare(options)[0]) == 10
+    assert "has changed since" in prepare.log()
+    path.unlink()  # prepared data need no source
+    assert len(prepare(options)[0]) == 10
+
+
+# --- Labels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("label", "absent"), [(True, "negative"), (False, "positive")])
+def test_data_with_one_label_only_are_refused(prepare, config, tmp_path, label, absent):
+    rows = unpair(make_pairs(8), only=label)
+    with pytest.raises(ValueError, match=f"datasets: no {absent} answer among 8"):
+        prepare({**config, "datasets": [entry(tmp_path / "rows.jsonl", rows, type="chat_template")]})
+
+
+def test_an_evaluation_set_with_one_label_only_is_refused(prepare, config, tmp_path):
+    pairs = entry(tmp_path / "pairs.jsonl", make_pairs(8), type="pairs")
+    with pytest.raises(ValueError, match=r"val_set_size: no (positive|negative) answer among 1"):
+        prepare({**config, "datasets": [pairs], "val_set_size": 1 / 16})
+
+
+@pytest.mark.parametrize(
+    ("batch", "options", "warning"),
+    [
+        (4, {}, None),
+        (4, {"aot_stratify": False}, "about 32% of the batches.*enlarge .* or set `aot_stratify: true`"),
+        (2, {}, "about 50% of the batches that are sorted will hold answers of one label only"),
+        (2, {"aot_scope": "micro_batch", "gradient_accumulation_steps": 2}, "about 50% of the batches"),
+    ],
+)
+def test_a_warning_where_batches_would_often_hold_one_label(
+    prepare, config, tmp_path, batch, options, warning
+):
+    rows = [{"prompt": "cat?", "completion": f"dog {i}", "label": i < 20} for i in range(80)]
+    datasets = [entry(tmp_path / "rows.jsonl", rows, type="chat_template")]
+    prepare({**config, "micro_batch_size": batch, "datasets": datasets, **options})
+    assert "20 of 80 answers are positive (25.0%)" in prepare.log()
+    if warning is None:
+        assert "of one label only" not in prepare.log()
+    else:
+        assert re.search(warning, prepare.log())
+
+
+def test_the_share_of_batches_of_one_label():
+    assert one_label_share(20, 60, 4, stratified=False) == pytest.approx(0.25**4 + 0.75**4)
+    assert one_label_share(20, 60, 4, stratified=True) == 0  # 20 batches, a positive for each
+    assert one_label_share(10, 70, 4, stratified=True) == 0.5

@@ -1,0 +1,250 @@
+"""Golden tests: tokens of prompt and completion are those of the tokenizer's template, whole."""
+
+import pytest
+from axolotl.utils.chat_templates import get_chat_template
+
+from axolotl_aot.data.rendering import Renderer, Text, tokenize
+from axolotl_aot.data.rows import BadRow, Example
+from tests.data.families import FAMILIES, tokenizer_of
+from tests.tiny import write_jsonl
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+USER = {"role": "user", "content": "Red or blue?"}
+ANSWER = {"role": "assistant", "content": "Blue, as ever.\n\nAlways."}
+PADDED = {"role": "assistant", "content": "\n\n  Blue, with space around.  \n"}
+AGAIN = {"role": "user", "content": "  Sure?\n"}
+THOUGHT = {**ANSWER, "reasoning_content": "Blue is best."}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {
+            "id": "abcdefghi",
+            "type": "function",
+            "function": {"name": "weather", "arguments": {"city": "Paris", "days": 2}},
+        }
+    ],
+}
+RESULT = {"role": "tool", "content": "Sunny.", "tool_call_id": "abcdefghi", "name": "weather"}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city.",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+                "required": ["city"],
+            },
+        },
+    }
+]
+
+# prompt, completion, tools
+PLAIN = {
+    "one turn": ([USER], ANSWER, None),
+    "space around": ([USER], PADDED, None),
+    "system": ([SYSTEM, USER], ANSWER, None),
+    "several turns": ([SYSTEM, USER, ANSWER, AGAIN], ANSWER, None),
+}
+WITH_TOOLS = {
+    "a tool call": ([USER], CALL, TOOLS),
+    "an answer after a tool call": ([SYSTEM, USER, CALL, RESULT], ANSWER, TOOLS),
+    "a turn after a tool call": ([USER, CALL, RESULT, ANSWER, AGAIN], CALL, TOOLS),
+}
+THINKING = {
+    "thinking": ([USER], THOUGHT, None),
+    "several turns of thinking": ([SYSTEM, USER, THOUGHT, AGAIN], THOUGHT, None),
+}
+
+
+# What a template cannot render so that a prompt is a prefix of its whole conversation.
+EXCEPT = {
+    # the system message belongs to the last user message, and goes where an answer follows
+    "mistral_v3_tekken": {"system", "several turns", "an answer after a tool call"},
+}
+
+
+def conversations(family) -> dict:
+    found = {**PLAIN, **(WITH_TOOLS if family.tools else {}), **(THINKING if family.thinking else {})}
+    return {name: case for name, case in found.items() if name not in EXCEPT.get(family.template, ())}
+
+
+def oracle(family, messages: list, **kwargs) -> list[int]:
+    """Tokens by the tokenizer itself; templates that fail on null content get an empty text."""
+    if family.needs_text:
+        messages = [{**m, "content": m["content"] or ""} for m in messages]
+    return tokenizer_of(family).apply_chat_template(messages, tokenize=True, return_dict=False, **kwargs)
+
+
+CASES = [(family, name) for family in FAMILIES.values() for name in conversations(family)]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES, ids=lambda case: getattr(case, "template", case))
+def test_tokens_are_the_templates(family, name):
+    prompt, completion, tools = conversations(family)[name]
+    tokenizer = tokenizer_of(family)
+    whole = oracle(family, [*prompt, completion], tools=tools)
+    before = oracle(family, prompt, tools=tools, add_generation_prompt=True)
+
+    example = Example(prompt, ([completion],), True, tools)
+    text = Renderer(tokenizer, tokenizer.chat_template, {}).text(example)
+    ((found, (answer,)),) = tokenize(tokenizer, [text])
+
+    assert found + answer == whole
+    assert whole[: len(found)] == found
+    # the prompt's own tokens, but for the last: the empty thought of qwen3, a line's end that is merged
+    assert before[: len(found)] == found
+    assert len(before) - len(found) <= (1 if name in {"space around", *THINKING} else 0)
+    assert completion["content"] is None or completion["content"].split()[0] in tokenizer.decode(answer)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.template)
+def test_conversations_survive_a_file_and_axolotls_pipeline(load, base_config, tmp_path, family):
+    from axolotl.common.datasets import load_preference_datasets
+
+    tokenizer = tokenizer_of(family)
+    folder = tmp_path / "tokenizer"
+    tokenizer.save_pretrained(folder)
+    cases = conversations(family)
+    rows = [
+        {"messages": prompt, "completion": completion, "tools": tools, "label": i % 2 == 0}
+        for i, (prompt, completion, tools) in enumerate(cases.values())
+    ]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    config = {
+        **base_config,
+        "rl": "aot_unpaired",
+        "tokenizer_config": str(folder),
+        "special_tokens": None,
+        "chat_template": family.template,
+        "sequence_len": 2048,
+        "shuffle_merged_datasets": False,
+        "skip_prepare_dataset": True,
+        "datasets": [{"path": str(path), "type": "chat_template"}],
+    }
+    prepared = load_preference_datasets(cfg=load(config)).train_dataset
+    assert len(prepared) == len(cases)
+    for row, (prompt, completion, tools) in zip(prepared, cases.values(), strict=True):
+        whole = oracle(family, [*prompt, completion], tools=tools)
+        assert row["prompt_ids"] + row["completion_ids"] == whole
+
+
+def test_both_completions_of_a_pair_follow_the_same_tokens():
+    tokenizer = tokenizer_of(FAMILIES["chatml"])
+    example = Example([USER], ([ANSWER], [PADDED]), True)
+    text = Renderer(tokenizer, tokenizer.chat_template, {}).text(example)
+    ((prompt, completions),) = tokenize(tokenizer, [text])
+    for completion, message in zip(completions, (ANSWER, PADDED), strict=True):
+        whole = oracle(FAMILIES["chatml"], [USER, message])
+        assert prompt + completion == whole
+
+
+def test_template_kwargs_reach_the_template():
+    tokenizer = tokenizer_of(FAMILIES["qwen3"])
+    renderer = Renderer(tokenizer, tokenizer.chat_template, {"enable_thinking": False})
+    assert renderer.text(Example([USER], ([ANSWER],), True)).prompt.endswith("<think>\n\n</think>\n\n")
+
+
+# --- Text ------------------------------------------------------------------------------------------
+
+
+def plain(tokenizer, prompt: str, *completions: str) -> tuple[list[int], list[list[int]]]:
+    text = Renderer(tokenizer, None, {}).text(Example(prompt, completions, True))
+    ((found, answers),) = tokenize(tokenizer, [text])
+    return found, answers
+
+
+def test_text_has_the_beginning_and_the_end_once():
+    tokenizer = tokenizer_of(FAMILIES["chatml"])
+    for prompt, completion in (("Red?", " Blue."), ("<s>Red?", " Blue."), ("Red?", " Blue.</s>")):
+        found, (answer,) = plain(tokenizer, prompt, completion)
+        assert tokenizer.decode(found) == "<s>Red?"
+        assert tokenizer.decode(answer) == " Blue.</s>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [("Red? ", "blue dog"), ("Red?\n", "\nblue"), ("Red?", "   \n blue"), ("cat", "s and dogs"), ("ü", "é")],
+)
+def test_a_token_over_the_boundary_belongs_to_the_completion(prompt, completion):
+    tokenizer = tokenizer_of(FAMILIES["chatml"])
+    whole = tokenizer(prompt + completion + "</s>")["input_ids"]
+    found, (answer,) = plain(tokenizer, prompt, completion)
+    assert found + answer == whole
+    # the most tokens that stay within the prompt, by decoding ever more of them
+    lengths = [len(tokenizer.decode(whole[1:n])) for n in range(1, len(whole) + 1)]
+    assert len(found) == max(n for n, length in enumerate(lengths, start=1) if length <= len(prompt))
+
+
+def test_a_slow_tokenizer_splits_at_the_same_place(monkeypatch):
+    tokenizer = tokenizer_of(FAMILIES["chatml"])
+    fast = plain(tokenizer, "Red?", " blue dog", " one")
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    assert plain(tokenizer, "Red?", " blue dog", " one") == fast
+
+
+# --- What cannot be rendered -----------------------------------------------------------------------
+
+
+def refused(template: str, example: Example, message: str, tokenizer=None) -> None:
+    tokenizer = tokenizer or tokenizer_of(FAMILIES["chatml"])
+    with pytest.raises(BadRow, match=message):
+        Renderer(tokenizer, template, {}).text(example)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}<go>{% endif %}",
+            r"equal for 18 characters; then the prompt goes on '\[user\]Red or blue\?<go>' and the whole "
+            r"'\[user\]Red or blue\?\[assistant\]Blue, as ever",
+        ),
+        (
+            "{{ messages|length }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}",
+            r"equal for 0 characters; then the prompt goes on '1\[user\].*and the whole '2\[user\]",
+        ),
+    ],
+)
+def test_a_prompt_that_is_no_prefix_of_the_whole_shows_both(template, message):
+    refused(template, Example([USER], ([ANSWER],), True), message)
+
+
+def test_an_answer_that_begins_in_another_way_than_it_is_asked_for(caplog):
+    tokenizer = tokenizer_of(FAMILIES["qwen3"])
+    renderer = Renderer(tokenizer, tokenizer.chat_template, {})
+    text = renderer.text(Example([USER], ([THOUGHT], [ANSWER]), True))
+    assert text.prompt.endswith("<|im_start|>assistant\n<think>\n")
+    assert text.wholes[0][len(text.prompt) :].startswith("Blue is best.\n</think>\n\nBlue")
+    assert text.wholes[1][len(text.prompt) :].startswith("\n</think>\n\nBlue")
+    renderer.text(Example([USER], ([THOUGHT],), True))
+    assert [r.message.count("The chat template begins the assistant's turn") for r in caplog.records] == [1]
+
+
+def test_what_a_template_would_leave_out():
+    chatml = get_chat_template("chatml")
+    refused(chatml, Example([USER], ([CALL],), True), "a message has `tool_calls`, which the chat template")
+    refused(chatml, Example([USER], ([THOUGHT],), True), "a message has `reasoning_content`")
+    refused(chatml, Example([USER], ([ANSWER],), True, TOOLS), "the row has tools, which the chat template")
+
+
+def test_messages_that_a_template_refuses():
+    mistral = get_chat_template("mistral_v3_tekken")
+    example = Example([USER, USER], ([ANSWER],), True)
+    refused(mistral, example, "the chat template fails for messages of user, user: .*alternate")
+
+
+def test_an_empty_prompt():
+    refused(get_chat_template("chatml"), Example([], ([ANSWER],), True), "the prompt is empty")
+
+
+def test_texts_are_tokenized_in_order():
+    tokenizer = tokenizer_of(FAMILIES["chatml"])
+    texts = [
+        Text(f"{word}?", [f"{word}? {word}"], special) for word, special in (("red", True), ("blue", False))
+    ]
+    (first, _), (second, _) = tokenize(tokenizer, texts)
+    assert (tokenizer.decode(first), tokenizer.decode(second)) == ("<s>red?", "blue?")

@@ -3,7 +3,7 @@
 import pytest
 
 from axolotl_aot.trainers import AOTTrainer, AOTUnpairedTrainer
-from benchmarks import scale
+from benchmarks import preparation, scale
 
 
 @pytest.mark.parametrize("trainer_cls", [AOTTrainer, AOTUnpairedTrainer])
@@ -11,3 +11,10 @@ def test_the_sort_is_no_part_of_a_step(trainer_cls):
     # 0.05% was measured, and below 1% on 1,024 processes
     cost = scale.seconds(trainer_cls, 64) + scale.gather_seconds(trainer_cls, 64)
     assert cost < 0.01 * scale.step_seconds(trainer_cls)
+
+
+@pytest.mark.parametrize("name", preparation.RUNS)
+def test_the_runs_that_are_compared_prepare_data(tmp_path, name):
+    preparation.write_rows(tmp_path / "rows.jsonl", 2_000)
+    preparation.write_model(tmp_path, tmp_path / "rows.jsonl")
+    assert preparation.prepare(tmp_path, preparation.RUNS[name]) > 0

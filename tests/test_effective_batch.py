@@ -416,13 +416,60 @@ def test_steps_with_both_labels_are_not_counted(build, unpaired_config):
     assert column(trainer, "dominance/one_label_steps") == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("label", [True, False])
-def test_data_with_one_label_only_are_refused(build, unpaired_config, tmp_path, label):
-    config = with_rows(unpaired_config, tmp_path / "rows.jsonl", unpair(make_pairs(8), only=label))
-    with pytest.raises(
-        ValueError, match=f"datasets: no {'negative' if label else 'positive'} answer among 8"
-    ):
-        build(config)
+# --- Weights -------------------------------------------------------------------------------------
+
+
+def weighted(config, tmp_path, name: str, weights: list[int]) -> tuple[dict, dict]:
+    """A run over rows with these weights in one batch; and over each row as often as it weighs."""
+    rows = [{**pair, "weight": w} for pair, w in zip(make_pairs(len(weights)), weights, strict=True)]
+    kind = "chat_template" if config["rl"] == "aot" else "pairs"
+    runs = []
+    for part, given in (("weights", rows), ("copies", [row for row in rows for _ in range(row["weight"])])):
+        path = write_jsonl(tmp_path / f"{name}-{part}.jsonl", given)
+        entry = {"path": str(path), "type": kind}
+        size = len(given) * (1 if config["rl"] == "aot" else 2)
+        if part == "weights":
+            entry["field_weight"] = "weight"
+        runs.append(
+            {**config, "datasets": [entry], **cut(size // 2, 2), "max_steps": 3, "num_epochs": 3}
+            | {"dataset_prepared_path": str(tmp_path / f"{name}-{part}"), "max_grad_norm": 1e9}
+        )
+    return tuple(runs)
+
+
+@pytest.mark.parametrize("options", [{}, {"remove_unused_columns": True}])
+def test_a_weight_is_worth_as_many_rows(build, config, tmp_path, options):
+    if options.get("remove_unused_columns") and config["rl"] == "aot_unpaired":
+        pytest.skip("unpaired data keep all columns")
+    found = []
+    for run in weighted({**config, **options}, tmp_path, "same", [1, 3, 2, 1, 2, 1]):
+        trainer = build(run)
+        assert ("weight" in trainer.train_dataset.column_names) is ("field_weight" in run["datasets"][0])
+        trainer.train()
+        found.append(steps(trainer))
+    weights, copies = found
+    for own, expected in zip(weights, copies, strict=True):
+        for name in ("loss", "grad_norm", "dominance/violation", "dominance/violation_rate"):
+            assert own[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-6), name
+    unweighted, _ = weighted({**config, **options}, tmp_path, "other", [1] * 6)
+    trainer = build(unweighted)
+    trainer.train()
+    assert abs(steps(trainer)[-1]["loss"] - weights[-1]["loss"]) > 1e-3 * weights[-1]["loss"]
+
+
+def test_weights_reach_the_evaluation(build, config, tmp_path):
+    results = []
+    for run in weighted(config, tmp_path, "eval", [1, 3, 2, 1, 2, 1]):
+        options = {"test_datasets": run["datasets"], "val_set_size": None, "eval_batch_size": 5}
+        trainer = build({**config, **options, "datasets": run["datasets"], "eval_strategy": "no"})
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.mul_(1.01)
+        results.append(trainer.evaluate())
+    weights, copies = results
+    assert copies["eval_dominance/violation"] > 1e-3
+    for name in ("eval_loss", "eval_dominance/violation", "eval_dominance/violation_rate"):
+        assert weights[name] == pytest.approx(copies[name], rel=1e-5), name
 
 
 # --- Evaluation and the reference ----------------------------------------------------------------

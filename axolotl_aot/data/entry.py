@@ -6,6 +6,7 @@ May import `axolotl_aot.data.rows` and pydantic.
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -52,17 +53,15 @@ USUAL_COLUMNS = {
     "field_rank": ("rank", "ranks", "ranking"),
 }
 
-POSITIVE = [True, 1, "true", "1", "good", "positive", "up", "thumbs_up", "👍", "chosen", "desirable"]
-NEGATIVE = [False, 0, -1, "false", "0", "-1", "bad", "negative", "down", "thumbs_down", "👎", "rejected"]
-NEGATIVE += ["undesirable"]
+Value = bool | int | float | str
 
 
 class LabelValues(BaseModel):
     """Which values of the label column mean a good completion, and which a bad one."""
 
     model_config = ConfigDict(extra="forbid")
-    positive: list[bool | int | float | str]
-    negative: list[bool | int | float | str]
+    positive: list[Value]
+    negative: list[Value]
 
     @model_validator(mode="before")
     @classmethod
@@ -70,6 +69,21 @@ class LabelValues(BaseModel):
         if not isinstance(value, Mapping):
             raise ValueError("write `label_values: {positive: [...], negative: [...]}`")
         return value
+
+    @cached_property
+    def meaning(self) -> dict[Value, bool]:
+        """Whether a value is positive; of text, whatever its case and the space around it."""
+        sides = ((self.negative, False), (self.positive, True))
+        return {_plain(value): meaning for values, meaning in sides for value in values}
+
+
+USUAL_LABELS = LabelValues(
+    positive=[True, 1, "true", "1", "good", "positive", "up", "thumbs_up", "👍", "chosen", "desirable"],
+    negative=[
+        *(False, 0, -1, "false", "0", "-1", "bad", "negative", "down", "thumbs_down", "👎", "rejected"),
+        "undesirable",
+    ],
+)
 
 
 class Source(NamedTuple):
@@ -172,17 +186,14 @@ class LabelledEntry(Entry):
         if self.label is not None:
             return self.label
         value = need(row, self.field_label or "label")
-        values = self.label_values
-        positive = POSITIVE if values is None else values.positive
-        negative = NEGATIVE if values is None else values.negative
-        word = _plain(value)
-        if word in map(_plain, positive):
-            return True
-        if word in map(_plain, negative):
-            return False
+        values = self.label_values or USUAL_LABELS
+        meaning = values.meaning.get(_plain(value)) if isinstance(value, Value) else None
+        if meaning is not None:
+            return meaning
+        known = f"{_listed(values.positive)} (positive) and {_listed(values.negative)} (negative)"
         raise BadRow(
-            f"field `{self.field_label}`: the label {value!r} is none of {_listed(positive)} (positive) and "
-            f"{_listed(negative)} (negative); set `label_values: {{positive: [...], negative: [...]}}`"
+            f"field `{self.field_label}`: the label {value!r} is none of {known}; set "
+            "`label_values: {positive: [...], negative: [...]}`"
         )
 
 

@@ -172,8 +172,11 @@ class Pipeline:
         if not self.cfg.skip_prepare_dataset:
             if self.cfg.dataset_exact_deduplication:
                 dataset, _ = deduplicate_and_log_datasets(dataset=dataset)
-            save_preprocessed_dataset(self.cfg, dataset, stored, SPLITS[key])
-            folder = Path(get_prepared_dataset_path(self.cfg, stored))
+            folder = get_prepared_dataset_path(self.cfg, stored)
+            if self.cfg.push_dataset_to_hub:
+                save_preprocessed_dataset(self.cfg, dataset, stored, SPLITS[key])
+            else:  # the same, without a process of its own, which takes seconds to start
+                dataset.save_to_disk(str(folder), num_shards=self.cfg.num_dataset_shards_to_save)
             record = {"accounts": [asdict(account) for account in accounts], "sources": self._stamps(key)}
             (folder / RECORD).write_text(json.dumps(record))
         return dataset

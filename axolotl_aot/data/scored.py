@@ -32,8 +32,10 @@ class Scored(TemplateEntry, Thresholds):
 
     def prepare(self, source: Source) -> "tuple[Scored, Any]":
         entry, dataset = super().prepare(source)
-        scores = dataset[entry.field_score] if entry.field_score in dataset.column_names else []
-        entry._cut = self.cut([score for score in scores if _is_score(score)])
+        scores = []
+        if self.by_share and entry.field_score in dataset.column_names:
+            scores = [score for score in dataset[entry.field_score] if _is_score(score)]
+        entry._cut = self.cut(scores)
         return entry, dataset
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:

@@ -60,6 +60,11 @@ class Thresholds(BaseModel):
         """Whether any of the four is."""
         return any(getattr(self, name) is not None for name in Thresholds.model_fields)
 
+    @property
+    def by_share(self) -> bool:
+        """Whether a cut depends on the scores."""
+        return self.positive_top is not None or self.negative_bottom is not None
+
     def cut(self, scores: list[float]) -> Cut:
         """Where these scores are cut.
 

@@ -21,8 +21,10 @@ def config(request, paired_config, unpaired_config, tmp_path):
     pairs = make_pairs(7, seed=5)
     rows = pairs if request.param == "paired" else unpair(pairs)
     path = write_jsonl(tmp_path / "eval.jsonl", rows)
-    entry = {"path": str(path), "split": "train", "type": {"field_prompt": "prompt"}}
-    return {**config, "test_datasets": [entry], "val_set_size": None, "eval_steps": 6, "max_steps": 6}
+    datasets = [{"path": config["datasets"][0]["path"], "type": "chat_template"}]
+    test_datasets = [{"path": str(path), "split": "train", "type": "chat_template", "on_bad_rows": "drop"}]
+    more = {"datasets": datasets, "test_datasets": test_datasets, "val_set_size": None}
+    return {**config, **more, "eval_steps": 6, "max_steps": 6}
 
 
 def cli(command: str, config: dict, tmp_path: Path, **kwargs) -> None:
@@ -92,7 +94,7 @@ def test_adapter_from_training_to_inference(
 
 
 def test_qlora_learns(build, config, qlora):
-    more = {"max_steps": 40, "num_epochs": 40, "micro_batch_size": 16, "learning_rate": 1e-2}
+    more = {"max_steps": 60, "num_epochs": 60, "micro_batch_size": 16, "learning_rate": 1e-2}
     trainer = build({**config, **qlora, **more})
     base_layer = trainer.model.base_model.model.model.layers[0].mlp.up_proj.base_layer
     assert type(base_layer).__name__ == "Linear4bit" and base_layer.weight.quant_state is not None
@@ -111,10 +113,14 @@ def test_training_on_from_an_adapter_is_refused(build, config, lora):
         build({**config, **lora, "lora_model_dir": "/some/adapter"})
 
 
-def test_preprocess_prepares_what_train_then_uses(config, build, tmp_path, arguments, caplog):
+def test_preprocess_prepares_what_train_then_uses(config, build, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "argv", ["axolotl", "--debug"])
     config = {**config, "dataset_prepared_path": str(tmp_path / "prepared")}
-    cli("preprocess", config, tmp_path)
+    with caplog.at_level("INFO"):
+        cli("preprocess", config, tmp_path)
     assert list((tmp_path / "prepared").rglob("*.arrow"))
+    assert "datasets[0]" in caplog.text and "test_datasets[0]" in caplog.text  # what became of the rows
+    assert "INPUT PROMPT" in caplog.text  # axolotl's own look at samples
     with caplog.at_level("INFO", logger="axolotl"):
         build(config)
     assert "Loading prepared dataset from disk" in caplog.text

@@ -1,0 +1,59 @@
+"""The README's data sets: each row and entry of its table, as a user would copy them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.tiny import write_jsonl
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+TABLE = re.search(r"\| `rl` \| what it is \|.*?\n\n", README, re.DOTALL).group()
+CASES = [
+    [cell.strip().strip("`") for cell in line.strip("|").split(" | ")]
+    for line in TABLE.splitlines()[2:]
+    if line
+]
+
+
+def test_every_type_is_in_the_table():
+    from axolotl_aot.data.types import TYPES
+
+    shown = {(rl, yaml.safe_load(entry)["type"]) for rl, _, _, entry in CASES if "type: {" not in entry}
+    assert {(rl, kind) for rl, kinds in TYPES.items() for kind in kinds} <= shown
+    assert len(CASES) == 12
+
+
+@pytest.mark.parametrize(("rl", "what", "row", "entry"), CASES, ids=[c[1] for c in CASES])
+def test_a_row_and_its_entry_train(run, base_config, tmp_path, rl, what, row, entry):
+    entry = yaml.safe_load(entry)
+    assert entry["path"] == "data.jsonl"
+    datasets = [{**entry, "path": str(write_jsonl(tmp_path / "data.jsonl", [json.loads(row)] * 2))}]
+    if rl == "aot_unpaired":  # the other label, if the row has but one
+        for label in (True, False):
+            path = write_jsonl(tmp_path / f"{label}.jsonl", [{"prompt": "1 + 1?", "completion": "2"}])
+            datasets.append({"path": str(path), "type": "chat_template", "label": label})
+    trainer = run(
+        {**base_config, "rl": rl, "datasets": datasets, "max_steps": 1, "skip_prepare_dataset": True}
+    )
+    assert trainer.state.global_step == 1
+    prompts = [prompt for prompt in trainer.train_dataset["prompt"] if "2 + 2?" in prompt]
+    assert len(prompts) >= 2
+    answers = "".join(
+        str(trainer.train_dataset[column][:])
+        for column in ("completion", "chosen", "rejected")
+        if column in trainer.train_dataset.column_names
+    )
+    assert "4" in answers
+
+
+def test_every_option_is_in_the_table():
+    from axolotl_aot.data.types import AXOLOTL_TYPES, TYPES
+
+    options = {o for kinds in TYPES.values() for kind in kinds.values() for o in kind.model_fields}
+    options |= {o for kind in AXOLOTL_TYPES.values() for o in kind.model_fields}
+    # not shown: the type itself, and what axolotl has for reading by and by or no longer asks for
+    for option in options - {"type", "preprocess_shards", "trust_remote_code"}:
+        assert f"`{option}`" in README, option

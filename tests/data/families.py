@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from axolotl.utils.chat_templates import get_chat_template
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import WORDS, make_tokenizer
@@ -46,5 +47,9 @@ def tokenizer_of(family: Family) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens({"additional_special_tokens": family.tokens})
     if family.bos:
         tokenizer.add_special_tokens({"bos_token": family.bos})
+    # as Llama 3 and GPT-2 have it: white space has no offsets of its own
+    backend = tokenizer.backend_tokenizer
+    trimming = processors.ByteLevel(trim_offsets=True)
+    backend.post_processor = processors.Sequence([trimming, backend.post_processor])
     tokenizer.chat_template = get_chat_template(family.template)
     return tokenizer

@@ -157,7 +157,8 @@ def test_duplicates_are_removed(prepare, config, tmp_path):
 
 def test_runs_without_a_seed_shuffle_alike(prepare, config, tmp_path):
     pairs = entry(tmp_path / "pairs.jsonl", make_pairs(20), type="pairs")
-    options = {**config, "datasets": [pairs], "skip_prepare_dataset": True, "seed": None}
+    options = {**config, "datasets": [pairs], "skip_prepare_dataset": True}
+    del options["seed"]
     first, second = (prepare(options)[0]["completion"][:] for _ in range(2))
     assert first == second
     assert first != sorted(first)

@@ -92,6 +92,7 @@ def prepare(folder: Path, run: dict[str, object]) -> float:
                 chat_template="chatml",
                 datasets=[{"path": str(folder / "rows.jsonl"), "split": "train", **options}],
                 dataset_prepared_path=prepared,
+                output_dir=prepared,
                 sequence_len=2_048,
                 micro_batch_size=2,
                 gradient_accumulation_steps=8,

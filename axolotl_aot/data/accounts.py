@@ -28,12 +28,16 @@ class Account:
     used: list[int] = field(default_factory=lambda: [0, 0])
     truncated: list[int] = field(default_factory=lambda: [0, 0])
     dropped: list[int] = field(default_factory=lambda: [0, 0])
+    first_bad: str | None = None  # which row, and why
 
     def add(self, mapped: "Dataset") -> np.ndarray:
         """Count the mapped samples of a data set; returns which of them are used, shape (samples,)."""
         fates = _column(mapped, FATE)
         labels = _column(mapped, "label") if "label" in mapped.column_names else np.ones_like(fates)
-        self.bad += int((fates == BAD).sum())
+        bad = np.flatnonzero(fates == BAD)
+        self.bad += len(bad)
+        if len(bad) and self.first_bad is None:
+            self.first_bad = mapped[int(bad[0])]["prompt"]
         self.left_out += int((fates == LEFT_OUT).sum())
         kept = (fates == USED) | (fates == TRUNCATED)
         for counts, chosen in (

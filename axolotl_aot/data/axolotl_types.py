@@ -22,11 +22,12 @@ Transform = Callable[[dict[str, Any]], dict[str, Any]]
 class AxolotlType(Entry):
     """A type whose function, axolotl's or the user's own, gives a row's texts. None at all: they are there.
 
-    loader: the module of axolotl that finds the function.
+    loader: the module of axolotl that finds the function. texts: the completions' columns.
     user_defined: the keys that a mapping in place of the type's name may have.
     """
 
     loader: ClassVar[str]
+    texts: ClassVar[tuple[str, ...]]
     user_defined: ClassVar[set[str]]
     _transform: Transform | None = PrivateAttr(default=None)
 
@@ -78,11 +79,13 @@ class AxolotlType(Entry):
             return dict(row)
         try:
             return {**row, **self._transform(dict(row))}
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
             raise BadRow(f"`type: {self.type}` cannot read it ({type(error).__name__}: {error})") from error
 
     def text(self, row: Mapping[str, Any], field: str) -> str:
         """A text of the transformed row, not an empty one."""
+        if self.type is None and field not in row:
+            raise BadRow(f"without a `type:`, the text must stand in columns prompt, {', '.join(self.texts)}")
         text = need(row, field)
         if not isinstance(text, str):
             hint = "; `type: chat_template` reads messages" if isinstance(text, list) else ""
@@ -96,6 +99,7 @@ class KTOType(AxolotlType, LabelledEntry):
     """For `rl: aot_unpaired`: axolotl's KTO types."""
 
     loader: ClassVar = "axolotl.prompt_strategies.kto"
+    texts: ClassVar = ("completion",)
     optional: ClassVar = {"field_label"}
     user_defined: ClassVar = {
         "field_system",
@@ -120,6 +124,7 @@ class DPOType(AxolotlType):
     """For `rl: aot`: axolotl's DPO types."""
 
     loader: ClassVar = "axolotl.prompt_strategies.dpo"
+    texts: ClassVar = ("chosen", "rejected")
     user_defined: ClassVar = {
         "field_system",
         "field_prompt",
@@ -132,5 +137,5 @@ class DPOType(AxolotlType):
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
         given = self.transformed(row)
-        completions = self.text(given, "chosen"), self.text(given, "rejected")
+        completions = tuple(self.text(given, name) for name in self.texts)
         yield Example(self.text(given, "prompt"), completions, True, weight=self.weight(row))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from axolotl_aot.data.entry import LabelledEntry
 from axolotl_aot.data.messages import TemplateEntry
-from axolotl_aot.data.rows import BadRow, Example, Message, need
+from axolotl_aot.data.rows import AOTDataError, BadRow, Example, Message, need
 
 
 class ChatTemplate(TemplateEntry, LabelledEntry):
@@ -21,10 +21,19 @@ class ChatTemplate(TemplateEntry, LabelledEntry):
 
     field_completion: str | None = None
 
+    def located(self, columns: list[str]) -> "ChatTemplate":
+        entry = super().located(columns)
+        if self.label is None and entry.field_label is None:
+            raise AOTDataError(
+                "no column is called label; set `field_label`, or `label: true` or `false` for all rows. "
+                f"Columns: {', '.join(columns)}."
+            )
+        return entry
+
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
         prompt, completion = self._split(row)
         yield Example(
-            self.with_system(prompt, row),
+            prompt,
             (completion,),
             self.label_of(row),
             self.tools(row),
@@ -33,23 +42,17 @@ class ChatTemplate(TemplateEntry, LabelledEntry):
 
     def _split(self, row: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
         if self.field_completion is None:
-            prompt, completion = self.completion(need(row, self.field_messages), self.field_messages)
+            prompt, completion = self.completion(
+                need(row, self.field_messages or "messages"), self.field_messages
+            )
             if not prompt:
                 raise BadRow(
                     f"field `{self.field_messages}`: a conversation must have messages before its last one, "
                     "or set field_completion"
                 )
-            return prompt, completion
+            return self.with_system(prompt, row), completion
         whole, completion = self.completion(need(row, self.field_completion), self.field_completion)
-        if whole is not None:
-            return whole, completion
-        prompt = self.conversation(row)
-        if prompt[-1]["role"] == "assistant":
-            raise BadRow(
-                f"field `{self.field_messages}`: the conversation ends with the assistant's turn, and the "
-                f"completion in `{self.field_completion}` would be another; remove one"
-            )
-        return prompt, completion
+        return self.prompt(row) if whole is None else self.with_system(whole, row), completion
 
 
 class ChatTemplatePairs(TemplateEntry):
@@ -66,7 +69,5 @@ class ChatTemplatePairs(TemplateEntry):
                 f"fields `{self.field_chosen}` and `{self.field_rejected}`: the two conversations differ "
                 "before their last message"
             )
-        prompt = self.conversation(row) if chosen_prompt is None else chosen_prompt
-        yield Example(
-            self.with_system(prompt, row), (chosen, rejected), True, self.tools(row), self.weight(row)
-        )
+        prompt = self.prompt(row) if chosen_prompt is None else self.with_system(chosen_prompt, row)
+        yield Example(prompt, (chosen, rejected), True, self.tools(row), self.weight(row))

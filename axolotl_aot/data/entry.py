@@ -28,7 +28,6 @@ SOURCE = (
     "trust_remote_code",
     "shards",
     "shards_idx",
-    "preprocess_shards",
 )
 
 # Under which names a column is looked for, where the entry does not name it: the first that is there.
@@ -56,6 +55,14 @@ USUAL_COLUMNS = {
 Value = bool | int | float | str
 
 
+def _plain(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _listed(values: list[Any]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
 class LabelValues(BaseModel):
     """Which values of the label column mean a good completion, and which a bad one."""
 
@@ -70,6 +77,13 @@ class LabelValues(BaseModel):
             raise ValueError("write `label_values: {positive: [...], negative: [...]}`")
         return value
 
+    @model_validator(mode="after")
+    def _no_value_of_both(self) -> "LabelValues":
+        both = set(map(_plain, self.positive)) & set(map(_plain, self.negative))
+        if both:
+            raise ValueError(f"{_listed(list(both))}: positive and negative at once")
+        return self
+
     @cached_property
     def meaning(self) -> dict[Value, bool]:
         """Whether a value is positive; of text, whatever its case and the space around it."""
@@ -78,10 +92,23 @@ class LabelValues(BaseModel):
 
 
 USUAL_LABELS = LabelValues(
-    positive=[True, 1, "true", "1", "good", "positive", "up", "thumbs_up", "👍", "chosen", "desirable"],
+    positive=[
+        True,
+        1,
+        "true",
+        "1",
+        "good",
+        "positive",
+        "up",
+        "thumbs_up",
+        "👍",
+        "chosen",
+        "desirable",
+        "yes",
+    ],
     negative=[
         *(False, 0, -1, "false", "0", "-1", "bad", "negative", "down", "thumbs_down", "👎", "rejected"),
-        "undesirable",
+        *("undesirable", "no"),
     ],
 )
 
@@ -113,9 +140,14 @@ class Entry(BaseModel):
     trust_remote_code: bool | None = None
     shards: int | None = Field(default=None, ge=1)
     shards_idx: int | None = Field(default=None, ge=0)
-    preprocess_shards: int | None = Field(default=None, ge=1)
     on_bad_rows: Literal["error", "drop"] = "error"
     field_weight: str | None = None
+
+    @model_validator(mode="after")
+    def _shard_of_something(self) -> "Entry":
+        if self.shards_idx is not None and self.shards is None:
+            raise ValueError(f"`shards_idx: {self.shards_idx}` needs `shards`, their number")
+        return self
 
     def source(self) -> dict[str, Any]:
         """The options of `SOURCE` that are set."""
@@ -144,8 +176,12 @@ class Entry(BaseModel):
                 )
             usual = USUAL_COLUMNS.get(option, ())
             if given is None and usual:
-                absent = None if option in self.optional else usual[0]
-                update[option] = next((name for name in usual if name in columns), absent)
+                update[option] = next((name for name in usual if name in columns), None)
+                if update[option] is None and option not in self.optional:
+                    raise AOTDataError(
+                        f"no column is called {' or '.join(usual)}; set `{option}`. Columns: "
+                        f"{', '.join(columns)}."
+                    )
         return self.model_copy(update=update)
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
@@ -173,33 +209,28 @@ class LabelledEntry(Entry):
     field_label: str | None = None
     label_values: LabelValues | None = None
 
-    def located(self, columns: list[str]) -> "Entry":
-        if self.label is not None and self.field_label is not None:
-            raise AOTDataError(
-                f"`label: {str(self.label).lower()}` and `field_label: {self.field_label}`: the label is "
-                "either the whole entry's or a column's; remove one"
+    @model_validator(mode="after")
+    def _one_label(self) -> "LabelledEntry":
+        if self.label is not None and (self.field_label is not None or self.label_values is not None):
+            other = "field_label" if self.field_label is not None else "label_values"
+            raise ValueError(
+                f"`label: {str(self.label).lower()}` and `{other}`: the label is either the whole entry's or "
+                "a column's; remove one"
             )
-        return super().located(columns)
+        return self
 
     def label_of(self, row: Mapping[str, Any]) -> bool:
         """Whether the row's completion is a good one."""
         if self.label is not None:
             return self.label
-        value = need(row, self.field_label or "label")
+        field = self.field_label or "label"
+        value = need(row, field)
         values = self.label_values or USUAL_LABELS
         meaning = values.meaning.get(_plain(value)) if isinstance(value, Value) else None
         if meaning is not None:
             return meaning
         known = f"{_listed(values.positive)} (positive) and {_listed(values.negative)} (negative)"
         raise BadRow(
-            f"field `{self.field_label}`: the label {value!r} is none of {known}; set "
+            f"field `{field}`: the label {value!r} is none of {known}; set "
             "`label_values: {positive: [...], negative: [...]}`"
         )
-
-
-def _plain(value: Any) -> Any:
-    return value.strip().lower() if isinstance(value, str) else value
-
-
-def _listed(values: list[Any]) -> str:
-    return ", ".join(str(value) for value in values)

@@ -73,7 +73,8 @@ class RowMapper:
                         f"{self.where}, row {number}: {reason}. Columns: {', '.join(self.columns)}. "
                         "(`on_bad_rows: drop` leaves such rows out and counts them.)"
                     ) from reason
-                self._append(out, BAD)
+                # the reason stands where a sample would have its prompt, until the rows are counted
+                self._append(out, BAD, prompt=f"row {number}: {reason}")
         texts = [text for _, _, text in samples if text]
         tokens = iter(tokenize(self.renderer.tokenizer, texts))
         for number, example, text in samples:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from axolotl_aot.data.entry import Entry
-from axolotl_aot.data.rows import BadRow, Message, need
+from axolotl_aot.data.rows import AOTDataError, BadRow, Message, need
 
 ROLES = {
     "user": ["user", "human"],
@@ -25,7 +25,7 @@ USUAL_PROPERTIES = {"role": ("role", "from"), "content": ("content", "value")}
 class TemplateEntry(Entry):
     """A type whose rows are rendered by a chat template."""
 
-    optional: ClassVar = {"field_system", "field_tools"}
+    optional: ClassVar = {"field_messages", "field_system", "field_tools"}
 
     chat_template: str | None = None
     chat_template_jinja: str | None = None
@@ -40,7 +40,7 @@ class TemplateEntry(Entry):
 
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
         """The row's messages: of a list, of one message, or of a text, which is the user's."""
-        value = need(row, self.field_messages)
+        value = self.decoded(need(row, self.field_messages or "messages"))
         if isinstance(value, str):
             if not value.strip():
                 raise BadRow(f"field `{self.field_messages}`: the prompt is empty")
@@ -48,8 +48,25 @@ class TemplateEntry(Entry):
         return self.messages(value, self.field_messages)
 
     def prompt(self, row: Mapping[str, Any]) -> list[Message]:
-        """The row's messages up to the completion, its system message included."""
-        return self.with_system(self.conversation(row), row)
+        """The row's messages, which completions in other columns answer; its system message included."""
+        messages = self.conversation(row)
+        if not messages:
+            raise BadRow(f"field `{self.field_messages}`: the prompt is empty")
+        if messages[-1]["role"] == "assistant":
+            raise BadRow(
+                f"field `{self.field_messages}`: the conversation ends with the assistant's turn, and the "
+                "completion in another column would be one more; remove that turn (or, with `type: "
+                f"chat_template`, set `field_completion: {self.field_messages}` to take it)"
+            )
+        return self.with_system(messages, row)
+
+    def located(self, columns: list[str]) -> "Entry":
+        if self.field_messages is None and {"instruction", "input"} <= set(columns):
+            raise AOTDataError(
+                "both `instruction` and `input` could be the prompt, and neither is all of it; set "
+                "`field_messages` to one of them, or use a `type:` that joins them"
+            )
+        return super().located(columns)
 
     def with_system(self, messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
         """The messages with the row's system message, or without any (`drop_system_message`)."""
@@ -62,7 +79,7 @@ class TemplateEntry(Entry):
     def tools(self, row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         """The tools that the row's prompt offers, in JSON Schema; None where there are none."""
         tools = row.get(self.field_tools) if self.field_tools else None
-        tools = _parsed(tools, self.field_tools) if isinstance(tools, str) else tools
+        tools = _parsed(tools, self.field_tools) if isinstance(tools, str) and tools.strip() else tools
         if not tools:
             return None
         if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
@@ -70,6 +87,8 @@ class TemplateEntry(Entry):
         tools = without_nulls(tools)
         for tool in tools:
             function = tool.get("function", tool)
+            if not isinstance(function, Mapping):
+                raise BadRow(f"field `{self.field_tools}`: expected a JSON schema, found {function!r:.80}")
             if isinstance(function.get("parameters"), str):
                 function["parameters"] = _parsed(function["parameters"], self.field_tools)
         return tools
@@ -82,6 +101,9 @@ class TemplateEntry(Entry):
         Returns the conversation's part before its last message, None for other values; and the
         completion's messages.
         """
+        value = self.decoded(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)  # a CSV file does not tell text from numbers
         if isinstance(value, str):
             return None, self._checked([{"role": "assistant", "content": value}], field)
         messages = self.messages(value, field)
@@ -103,6 +125,20 @@ class TemplateEntry(Entry):
         return completion
 
     # --- Messages ----------------------------------------------------------------------------
+
+    def decoded(self, value: Any) -> Any:
+        """Messages that are written as JSON, as in a CSV file; other values as they are."""
+        if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+            return value
+        try:
+            messages = json.loads(value)
+        except json.JSONDecodeError:
+            return value
+        given = self.message_property_mappings.get("role")
+        names = {given} if given else set(USUAL_PROPERTIES["role"])
+        several = messages if isinstance(messages, list) else [messages]
+        are_messages = several and all(isinstance(m, Mapping) and names & set(m) for m in several)
+        return messages if are_messages else value
 
     def messages(self, value: Any, field: str) -> list[Message]:
         """Messages as templates know them, from one or several of the user's."""
@@ -132,11 +168,22 @@ class TemplateEntry(Entry):
             )
         message["role"] = self._role(message["role"], where)
         message["content"] = self._content(message, where)
-        for call in message.get("tool_calls", ()):
-            function = call.get("function", call)
-            if isinstance(function.get("arguments"), str):
-                function["arguments"] = _parsed(function["arguments"], f"{field}.tool_calls.arguments")
+        if message.get("tool_calls"):
+            message["tool_calls"] = self._tool_calls(message["tool_calls"], where)
         return message
+
+    def _tool_calls(self, calls: Any, where: str) -> list[dict[str, Any]]:
+        """Tool calls as templates know them: a list, with the arguments as mappings."""
+        calls = _parsed(calls, "tool_calls") if isinstance(calls, str) else calls
+        calls = [calls] if isinstance(calls, Mapping) else calls
+        for call in calls if isinstance(calls, list) else [None]:
+            function = call.get("function", call) if isinstance(call, Mapping) else None
+            if not isinstance(function, Mapping):
+                raise BadRow(f"{where}: tool_calls must be a list of calls, each with a `function`")
+            if isinstance(function.get("arguments"), str):
+                text = function["arguments"]
+                function["arguments"] = _parsed(text, "tool_calls.arguments") if text.strip() else {}
+        return calls
 
     def _role(self, role: Any, where: str) -> str:
         for roles in (self.roles, ROLES):

@@ -21,7 +21,10 @@ class Pairs(TemplateEntry):
     field_rejected: str | None = None
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
-        sides = [(field, several(need(row, field))) for field in (self.field_chosen, self.field_rejected)]
+        sides = [
+            (field, self._several(self.decoded(need(row, field)), field))
+            for field in (self.field_chosen, self.field_rejected)
+        ]
         if not any(values for _, values in sides):
             raise BadRow(f"fields `{self.field_chosen}` and `{self.field_rejected}` are both empty")
         prompt, tools, weight = None, self.tools(row), self.weight(row)
@@ -33,13 +36,11 @@ class Pairs(TemplateEntry):
                 messages = prompt if own_prompt is None else self.with_system(own_prompt, row)
                 yield Example(messages, (completion,), label, tools, weight)
 
-
-def several(value: Any) -> list[Any]:
-    """The completions in a column's value: a list of texts, of conversations or of answers to one prompt."""
-    if not isinstance(value, list):
-        return [value]
-    if len(value) > 1 and all(isinstance(item, Mapping) for item in value):
-        role = [item.get("role", item.get("from")) for item in value]
-        is_conversation = role[0] not in ("assistant", "gpt")
-        return [value] if is_conversation else value
-    return value
+    def _several(self, value: Any, field: str) -> list[Any]:
+        """The completions in a column: a list of texts, of conversations, or of answers to one prompt."""
+        if not isinstance(value, list):
+            return [value]
+        if len(value) > 1 and all(isinstance(item, Mapping) for item in value):
+            first, *_ = self.messages(value[:1], field)
+            return value if first["role"] == "assistant" else [value]
+        return value

@@ -27,7 +27,8 @@ from axolotl.utils.data.shared import (
 from axolotl.utils.data.utils import deduplicate_and_log_datasets, md5, retry_on_request_exceptions
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
+from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_aot import __version__
@@ -44,6 +45,7 @@ LOG = get_logger(__name__)
 RECORD = "aot_record.json"  # in the folder of prepared data
 ROWS_PER_PROCESS = 2_000  # fewer are not worth starting a process for
 DEFAULT_SEED = 42  # the trainer's; axolotl shuffles without any where the YAML has none
+DATA_SUFFIXES = (".arrow", ".csv", ".gz", ".json", ".jsonl", ".parquet", ".txt", ".zst")
 SPLITS = {"datasets": "train", "test_datasets": "test"}
 
 
@@ -98,10 +100,11 @@ class Pipeline:
         """The merged data sets under a key of the YAML, from an earlier run if they are the same."""
         stored = self.stored_under(key)
         dataset = None
-        if self.cfg.push_dataset_to_hub:
-            dataset = try_load_from_hub(self.cfg, stored, SPLITS[key])
-        if dataset is None and not self._changed(key, stored):
-            dataset = load_preprocessed_dataset(self.cfg, stored)
+        if not self._changed(key, stored):
+            if self.cfg.push_dataset_to_hub:
+                dataset = try_load_from_hub(self.cfg, stored, SPLITS[key])
+            if dataset is None:
+                dataset = load_preprocessed_dataset(self.cfg, stored)
         if dataset is None:
             return self._built(key, stored)
         if record := self._record(stored):
@@ -117,8 +120,9 @@ class Pipeline:
         own = {
             "rl": self.rl,
             "entries": [entry.model_dump(mode="json", exclude_none=True) for entry in entries],
-            "templates": [self._template(entry) for entry in entries],
+            "templates": [self._named_template(f"{key}[{i}]", entry) for i, entry in enumerate(entries)],
             "excess_length_strategy": self._too_long,
+            "weights": self._weights,
             "versions": [__version__, version("axolotl")],
         }
         sources = [DictDefault(entry.source()) for entry in entries]
@@ -131,27 +135,28 @@ class Pipeline:
         return json.loads(path.read_text()) if path.exists() else None
 
     def _changed(self, key: str, stored: str) -> bool:
-        """Whether a file or folder is another than when it was prepared; one that is gone is not needed."""
+        """Whether prepared data are of other files than now; files that are gone are not needed."""
         record = self._record(stored)
+        if record is None:  # none were written, or not to their end
+            return get_prepared_dataset_path(self.cfg, stored).exists()
         now = self._stamps(key)
-        changed = [
-            path
-            for path, stamp in (record or {"sources": {}})["sources"].items()
-            if now.get(path, stamp) != stamp
-        ]
+        changed = [path for path, stamp in record["sources"].items() if now.get(path, stamp) != stamp]
         if changed:
             LOG.info(f"{key}: {', '.join(changed)} has changed since it was prepared: preparing it again")
         return bool(changed)
 
     def _stamps(self, key: str) -> dict[str, list[int]]:
-        """Size and time of each local file that the entries name, or of what their folders hold."""
+        """Size and time of each local file that the entries name, or of the data in their folders."""
         stamps = {}
-        for entry in self.entries[key]:
-            path = Path(entry["path"])
-            files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-            if files:
-                stats = [file.stat() for file in files]
-                stamps[str(path)] = [sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)]
+        outputs = [Path(p).resolve() for p in (self.cfg.dataset_prepared_path, self.cfg.output_dir) if p]
+        for entry in self._parsed(key):
+            named = [entry.data_files] if isinstance(entry.data_files, str) else entry.data_files or []
+            for path in map(Path, (entry.path, *named)):
+                files = [path] if path.is_file() else path.rglob("*") if path.is_dir() and not named else []
+                files = [f for f in files if f.suffix in DATA_SUFFIXES or f == path]
+                stats = [f.stat() for f in files if not set(outputs) & set(f.resolve().parents)]
+                if stats:
+                    stamps[str(path)] = [sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)]
         return stamps
 
     def _log(self, key: str, accounts: list[Account]) -> None:
@@ -159,11 +164,11 @@ class Pipeline:
 
     def _built(self, key: str, stored: str) -> Dataset:
         entries = self._parsed(key)
-        weights = any(entry.field_weight for entry in entries)
         parts, accounts = [], []
         for position, entry in enumerate(entries):
-            own, account = self._read(key, position, entry, entries, weights, stored)
-            parts += own
+            where = f"{key}[{position}] ({entry.path}{f', split {entry.split}' if entry.split else ''})"
+            part, account = self._read(where, position, entries, stored)
+            parts.append(part)
             accounts.append(account)
         self._log(key, accounts)
         if not any(len(part) for part in parts):
@@ -183,54 +188,77 @@ class Pipeline:
 
     # --- One entry ---------------------------------------------------------------------------
 
-    def _read(
-        self, key: str, position: int, entry: Entry, entries: list[Entry], weights: bool, stored: str
-    ) -> tuple[list[Dataset], Account]:
-        """The samples of an entry, of each data set that it names; and what became of its rows."""
-        where = f"{key}[{position}] ({entry.path})"
-        renderer = Renderer(self.tokenizer, self._template(entry), self.cfg.chat_template_kwargs or {})
-        known = [{**e.source(), "type": e.type} for e in entries]
-        parts, account = [], Account(where, rows=0)
-        for source in datasets_with_name_generator([DictDefault(entry.source())]):
-            dataset, first_row = self._source(source, where)
-            account.rows += len(dataset)
-            try:
-                own, dataset = entry.prepare(Source(dataset, self.cfg, position, known, self.tokenizer))
-            except AOTDataError as error:
-                raise AOTDataError(f"{where}: {error}") from None
-            mapper = RowMapper(
-                self.rl,
-                own,
-                renderer,
-                where,
-                first_row,
-                dataset.column_names,
-                self.cfg.sequence_len,
-                self._too_long,
-                weights,
-            )
-            mapped = self._mapped(dataset, mapper, md5(f"{stored}{position}{source}"))
-            kept = account.add(mapped)
-            if not kept.all():
-                mapped = mapped.select(np.flatnonzero(kept))
-            parts.append(mapped.remove_columns(FATE))
-        return parts, account
+    def _read(self, where: str, position: int, entries: list[Entry], stored: str) -> tuple[Dataset, Account]:
+        """The samples of an entry, and what became of its rows."""
+        entry = entries[position]
+        try:
+            dataset, first_row = self._source(entry)
+            columns = dataset.column_names
+            account = Account(where, rows=len(dataset))
+            known = [{**e.source(), "type": e.type} for e in entries]
+            own, dataset = entry.prepare(Source(dataset, self.cfg, position, known, self.tokenizer))
+            renderer = Renderer(self.tokenizer, self._template(entry), self.cfg.chat_template_kwargs or {})
+        except (ValueError, FileNotFoundError, DatasetsError, StopIteration) as error:
+            raise AOTDataError(f"{where}: {error or 'there are no rows'}") from error
+        mapper = RowMapper(
+            self.rl,
+            own,
+            renderer,
+            where,
+            first_row,
+            columns,
+            self.cfg.sequence_len,
+            self._too_long,
+            self._weights,
+        )
+        mapped = self._mapped(dataset, mapper, md5(f"{stored}{position}"))
+        kept = account.add(mapped)
+        if account.first_bad:
+            LOG.warning(f"{where}: {account.bad:,} bad rows left out; the first is {account.first_bad}")
+        if not kept.all():
+            mapped = mapped.select(np.flatnonzero(kept))
+        return mapped.remove_columns(FATE), account
 
-    def _source(self, source: DictDefault, where: str) -> tuple[Dataset, int]:
-        """A data set as axolotl loads it, or its shard; and the number of its first row."""
-        dataset = load_dataset_with_config(source, self.cfg.hf_use_auth_token, streaming=False)
-        if isinstance(dataset, DatasetDict):
-            if "train" not in dataset:
-                raise AOTDataError(f"{where}: set `split:` to one of {', '.join(dataset)}")
-            dataset = dataset["train"]
-        if source.shards is None:
+    def _source(self, entry: Entry) -> tuple[Dataset, int]:
+        """An entry's rows as axolotl loads them, or their shard; and the number of the first."""
+        if Path(entry.path).is_file() and (entry.data_files or entry.name):
+            raise AOTDataError(
+                "`data_files` and `name` belong to a folder or to a data set of the hub, not to a file"
+            )
+        sources = datasets_with_name_generator([DictDefault(entry.source())])
+        parts = [self._part(source) for source in sources]
+        dataset = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+        if entry.shards is None:
             return dataset, 1
-        index = source.shards_idx or 0
-        if index >= source.shards:
-            raise AOTDataError(f"{where}: `shards_idx: {index}` must be less than `shards: {source.shards}`")
-        small, larger = divmod(len(dataset), source.shards)
+        index = entry.shards_idx or 0
+        if index >= entry.shards:
+            raise AOTDataError(f"`shards_idx: {index}` must be less than `shards: {entry.shards}`")
+        small, larger = divmod(len(dataset), entry.shards)
         first_row = small * index + min(larger, index) + 1
-        return dataset.shard(num_shards=source.shards, index=index, contiguous=True), first_row
+        return dataset.shard(num_shards=entry.shards, index=index, contiguous=True), first_row
+
+    def _part(self, source: DictDefault) -> Dataset:
+        dataset = load_dataset_with_config(source, self.cfg.hf_use_auth_token, streaming=False)
+        is_saved = Path(source.path).is_dir() and not source.data_files and is_saved_dataset(source.path)
+        if isinstance(dataset, Dataset) and not (is_saved and source.split):
+            return dataset
+        # axolotl takes no notice of `split` in what was saved to the disk
+        splits = dataset if isinstance(dataset, DatasetDict) else {str(dataset.split or "train"): dataset}
+        sizes = {name: len(split) for name, split in splits.items()}
+        try:
+            ranges = ReadInstruction.from_spec(source.split or "train").to_absolute(sizes)
+        except ValueError:
+            raise AOTDataError(
+                f"set `split:` to one of {', '.join(splits)}, or a part such as train[:100]"
+            ) from None
+        return concatenate_datasets(
+            [
+                splits[part.splitname].select(
+                    range(part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
+                )
+                for part in ranges
+            ]
+        )
 
     def _mapped(self, dataset: Dataset, mapper: RowMapper, fingerprint: str) -> Dataset:
         processes = min(self.cfg.dataset_num_proc or 1, max(1, len(dataset) // ROWS_PER_PROCESS))
@@ -241,16 +269,27 @@ class Pipeline:
             remove_columns=dataset.column_names,
             features=features(mapper.rl, mapper.weights),
             num_proc=processes if processes > 1 else None,
-            load_from_cache_file=not self.cfg.is_preprocess,
+            load_from_cache_file=False,  # prepared data are the cache; a type of the user's may have changed
             new_fingerprint=str(md5(f"{dataset._fingerprint}{fingerprint}")),
             desc=f"Preparing {mapper.where}",
         )
+
+    @property
+    def _weights(self) -> bool:
+        """Whether any entry has weights: then all samples have, those of the evaluation set, too."""
+        return any(entry.field_weight for key in self.entries for entry in self._parsed(key))
 
     # --- What the YAML says ------------------------------------------------------------------
 
     @property
     def _too_long(self) -> str:
         return (self.cfg.excess_length_strategy or "drop").lower()
+
+    def _named_template(self, where: str, entry: Entry) -> str | None:
+        try:
+            return self._template(entry)
+        except ValueError as error:
+            raise AOTDataError(f"{where} ({entry.path}): {error}") from error
 
     def _template(self, entry: Entry) -> str | None:
         """The chat template of an entry, by its own option, the YAML's or the tokenizer's."""
@@ -308,3 +347,8 @@ class Pipeline:
                 f"about {share:.0%} of the batches that are sorted will hold answers of one label only, and "
                 f"contribute no loss: {remedy}"
             )
+
+
+def is_saved_dataset(path: str) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return any((Path(path) / name).exists() for name in ("state.json", "dataset_dict.json"))

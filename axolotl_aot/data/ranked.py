@@ -1,11 +1,15 @@
 """`type: ranked`: a prompt with several completions, ranked or scored.
 
-May import `axolotl_aot.data.entry`, `messages`, `rows` and `thresholds`; datasets inside a function.
+May import `axolotl_aot.data.entry`, `messages`, `rows` and `thresholds`; pyarrow, and datasets inside a
+function.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import pyarrow as pa
+from pydantic import model_validator
 
 from axolotl_aot.data.entry import USUAL_COLUMNS, Source
 from axolotl_aot.data.messages import TemplateEntry
@@ -28,6 +32,7 @@ class Candidate(NamedTuple):
     prompt: list[Message] | None
     completion: list[Message]
     merit: float
+    weight: float
 
 
 class RankedEntry(TemplateEntry):
@@ -48,6 +53,12 @@ class RankedEntry(TemplateEntry):
 
     needs_scores: ClassVar = False
 
+    @model_validator(mode="after")
+    def _scores_or_ranks(self) -> "RankedEntry":
+        if self.field_score is not None and self.field_rank is not None:
+            raise ValueError("set `field_score` or `field_rank`, not both")
+        return self
+
     def located(self, columns: list[str]) -> "RankedEntry":
         # these may also name keys of each completion's own mapping, which are no columns
         inside = {name: value for name in INSIDE if (value := getattr(self, name)) not in (None, *columns)}
@@ -59,11 +70,8 @@ class RankedEntry(TemplateEntry):
         if entry.field_completions is None:
             return entry._put_together(dataset)
         # a column that merely has a usual name: only lists can belong to a list of completions
-        first = dataset[0] if len(dataset) else {}
         other = [
-            name
-            for name in INSIDE
-            if getattr(self, name) is None and not isinstance(first.get(getattr(entry, name)), list)
+            name for name in INSIDE if getattr(self, name) is None and not _is_list(dataset, entry, name)
         ]
         return entry.model_copy(update=dict.fromkeys(other)), dataset
 
@@ -82,35 +90,40 @@ class RankedEntry(TemplateEntry):
                 f"{', '.join(columns)}."
             )
         same = [c for c in (self.field_messages, self.field_system, self.field_tools) if c]
-        kept = [*same, self.field_weight] if self.field_weight else same
+        own = [c for c in (self.field_completion, value, self.field_weight) if c]
         grouped: dict[str, dict[str, Any]] = {}
-        for i, row in enumerate(dataset.select_columns([*kept, self.field_completion, value]), start=1):
-            empty = {**{c: row[c] for c in kept}, "completions": [], "values": [], FIRST_ROW: i}
+        for i, row in enumerate(dataset.select_columns([*same, *own]), start=1):
+            empty = {**{c: row[c] for c in same}, **{c: [] for c in own}, FIRST_ROW: i}
             group = grouped.setdefault(json.dumps([row[c] for c in same], default=str), empty)
-            group["completions"].append(row[self.field_completion])
-            group["values"].append(row[value])
-        update = {
-            "field_completions": "completions",
-            "field_score": "values" if self.field_score else None,
-            "field_rank": None if self.field_score else "values",
-        }
-        return self.model_copy(update=update), Dataset.from_list(list(grouped.values()))
+            for column in own:
+                group[column].append(row[column])
+        entry = self.model_copy(update={"field_completions": self.field_completion, "field_completion": None})
+        return entry, Dataset.from_list(list(grouped.values()))
 
     def candidates(self, row: Mapping[str, Any]) -> list[Candidate]:
         """The row's completions, the prompt's system message included."""
         items = need(row, self.field_completions)
-        if not isinstance(items, list) or len(items) < 2:
+        if not isinstance(items, list) or not items or (len(items) < 2 and FIRST_ROW not in row):
             raise BadRow(f"field `{self.field_completions}`: a ranking needs two completions or more")
-        merits = self._merits(row, items)
         found = []
-        for item, merit in zip(items, merits, strict=True):
+        for item, merit, weight in zip(
+            items, self._merits(row, items), self._weights(row, items), strict=True
+        ):
             own_prompt, completion = self.completion(self._text(item), self.field_completions)
             prompt = None if own_prompt is None else self.with_system(own_prompt, row)
-            found.append(Candidate(prompt, completion, merit))
+            found.append(Candidate(prompt, completion, merit, weight))
         shared = None if all(c.prompt for c in found) else self.prompt(row)
         return [c if c.prompt else c._replace(prompt=shared) for c in found]
 
+    def _weights(self, row: Mapping[str, Any], items: list[Any]) -> list[float]:
+        """Each completion's weight: its own where rows were put together, else the row's."""
+        if self.field_weight and FIRST_ROW in row:
+            return [self.weight({self.field_weight: weight}) for weight in row[self.field_weight]]
+        return [self.weight(row)] * len(items)
+
     def _text(self, item: Any) -> Any:
+        if item is None:
+            raise BadRow(f"field `{self.field_completions}`: one of the completions is null")
         if not isinstance(item, Mapping) or "role" in item or "from" in item:
             return item
         for key in (self.field_completion,) if self.field_completion else TEXT_KEYS:
@@ -140,7 +153,8 @@ class RankedEntry(TemplateEntry):
                 return [sign * number(value, given) for value in values]
             for key in (given,) if given else USUAL_COLUMNS[option]:
                 if any(isinstance(item, Mapping) and item.get(key) is not None for item in items):
-                    return [sign * number(need(item, key), key) for item in items]
+                    values = [item.get(key) if isinstance(item, Mapping) else None for item in items]
+                    return [sign * number(value, key) for value in values]
             if given is not None:
                 raise BadRow(
                     f"field `{given}`: neither a list of this row, nor in the completions of "
@@ -166,9 +180,9 @@ class Ranked(RankedEntry, Thresholds):
         return self.positive_above is not None or self.negative_below is not None
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
-        candidates, tools, weight = self.candidates(row), self.tools(row), self.weight(row)
+        candidates, tools = self.candidates(row), self.tools(row)
         cut = self._cut_of([candidate.merit for candidate in candidates])
-        for prompt, completion, merit in candidates:
+        for prompt, completion, merit, weight in candidates:
             yield Example(prompt, (completion,), cut.label(merit), tools, weight)
 
     def _cut_of(self, merits: list[float]) -> Cut:
@@ -190,7 +204,19 @@ class RankedPairs(RankedEntry):
         worst = min(candidates, key=lambda c: c.merit)
         if best.prompt != worst.prompt:
             raise BadRow(f"field `{self.field_completions}`: the best and the worst have different prompts")
+        if best.weight != worst.weight:
+            raise BadRow(
+                f"field `{self.field_weight}`: a pair has one weight, and the best and the worst have "
+                f"{best.weight:g} and {worst.weight:g}"
+            )
         label = True if best.merit > worst.merit else None
-        yield Example(
-            best.prompt, (best.completion, worst.completion), label, self.tools(row), self.weight(row)
-        )
+        yield Example(best.prompt, (best.completion, worst.completion), label, self.tools(row), best.weight)
+
+
+def _is_list(dataset: "Dataset", entry: RankedEntry, option: str) -> bool:
+    """Whether the column that an option of the entry names holds lists, whatever its first rows hold."""
+    name = getattr(entry, option)
+    if name not in dataset.column_names:
+        return False
+    kind = dataset.data.schema.field(name).type
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+PROBE = "§"  # an answer that begins like no other, and like no template
+
 # What a chat template raises for messages that it was not made for.
 TEMPLATE_ERRORS = (TemplateError, TypeError, KeyError, ValueError)
-# Properties of messages that not every chat template renders.
-OPTIONAL_PROPERTIES = ("tool_calls", "reasoning_content")
 
 
 class Text(NamedTuple):
@@ -60,8 +60,7 @@ class Renderer:
         wholes = [self._render([*example.prompt, *c], example.tools) for c in example.completions]
         for whole in wholes:
             prompt = self._prefix(prompt, whole, example)
-            if whole == prompt:
-                raise BadRow("the chat template renders nothing of the completion")
+        _require_all_there(example, prompt, [whole[len(prompt) :] for whole in wholes])
         return Text(prompt, wholes, special=False)
 
     def _prefix(self, prompt: str, whole: str, example: Example) -> str:
@@ -72,7 +71,9 @@ class Renderer:
         """
         if whole.startswith(prompt):
             return prompt
-        length = _common_length(prompt, whole)
+        # where the template's own text parts: what an answer begins with must not count, so another is tried
+        others = [self._render([*example.prompt, probe], example.tools) for probe in _probes(example)]
+        length = min(_common_length(prompt, text) for text in (whole, *others))
         if length <= len(self._render(example.prompt, example.tools)):
             raise BadRow(_no_prefix(prompt, whole))
         if not self._warned:
@@ -94,7 +95,6 @@ class Renderer:
     def _render(
         self, messages: list[Message], tools: list[dict] | None, add_generation_prompt: bool = False
     ) -> str:
-        self._require_support(messages, tools)
         try:
             return self._applied(messages, tools, add_generation_prompt)
         except TEMPLATE_ERRORS as error:
@@ -117,19 +117,6 @@ class Renderer:
             tokenize=False,
             **self.kwargs,
         )
-
-    def _require_support(self, messages: list[Message], tools: list[dict] | None) -> None:
-        absent = [name for name in OPTIONAL_PROPERTIES if name not in self.template]
-        for name in absent:
-            if any(message.get(name) for message in messages):
-                raise BadRow(
-                    f"a message has `{name}`, which the chat template would leave out; choose another "
-                    "chat_template, or map it with message_property_mappings"
-                )
-        if tools and "tools" not in self.template:
-            raise BadRow(
-                "the row has tools, which the chat template would leave out; choose another chat_template"
-            )
 
 
 class Tokens(NamedTuple):
@@ -196,6 +183,55 @@ def _common_length(first: Sequence, second: Sequence) -> int:
     if first[:shorter] == second[:shorter]:
         return shorter
     return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+
+
+def _probes(example: Example) -> list[Message]:
+    """Answers that begin in another way than any of the example's, with a thought where it has one."""
+    text = {"role": "assistant", "content": PROBE}
+    thinks = any(message.get("reasoning_content") for c in example.completions for message in c)
+    return [text, {**text, "reasoning_content": PROBE}] if thinks else [text]
+
+
+def _require_all_there(example: Example, prompt: str, completions: list[str]) -> None:
+    """Nothing that a template ignores may be trained without: what is not in the text is an error.
+
+    The last line of each text is looked for, as templates strip and split. What the assistant thought in
+    earlier turns is dropped by many templates on purpose.
+    """
+    for tool in example.tools or ():
+        name = tool.get("function", tool).get("name")
+        if name and name not in prompt:
+            raise BadRow(f"the chat template leaves out the tool {name!r}; choose another chat_template")
+    for message in example.prompt:
+        parts = {"tool_calls": _names(message)}
+        if message["role"] != "assistant":
+            parts["content"] = [message["content"]]
+        _require(parts, prompt, message)
+    for completion, text in zip(example.completions, completions, strict=True):
+        for message in completion:
+            thought = [message.get("reasoning_content")]
+            parts = {
+                "tool_calls": _names(message),
+                "content": [message["content"]],
+                "reasoning_content": thought,
+            }
+            _require(parts, text, message)
+
+
+def _require(parts: dict[str, list[str | None]], text: str, message: Message) -> None:
+    for name, values in parts.items():
+        for value in values:
+            last = value.strip().splitlines()[-1:] if isinstance(value, str) else []
+            if last and last[0].strip() not in text:
+                raise BadRow(
+                    f"the chat template leaves out the `{name}` of a message of `{message['role']}`; choose "
+                    "another chat_template, or map it with message_property_mappings"
+                )
+
+
+def _names(message: Message) -> list[str | None]:
+    """The names of the tools that a message calls."""
+    return [call.get("function", call).get("name") for call in message.get("tool_calls") or ()]
 
 
 def _no_prefix(prompt: str, whole: str) -> str:

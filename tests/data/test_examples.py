@@ -330,6 +330,42 @@ def test_equal_completions_are_left_out():
     assert {e.label for e in examples("aot_unpaired", {"type": "ranked", **top}, row)} == {None}
 
 
+def test_scores_are_found_where_the_first_row_has_none():
+    rows = [{**LISTS, "scores": None}, {**LISTS, "scores": [0.1, 0.9, 0.5]}]
+    with pytest.raises(BadRow, match="field `scores`: neither a list of this row"):
+        examples("aot_unpaired", {"type": "ranked"}, *rows)
+
+
+def test_weights_of_rows_that_are_put_together():
+    rows = [{**row, "w": weight} for row, weight in zip(FLAT, (1.0, 2.0, 3.0, 2.0, 5.0), strict=True)]
+    options = {"type": "ranked", "field_score": "helpfulness", "field_weight": "w"}
+    found = examples("aot_unpaired", options, *rows)
+    assert [(e.completions[0][0]["content"], e.weight) for e in found] == [
+        ("5", 1),
+        ("4", 3),
+        ("about 4", 5),
+        ("2", 2),
+        ("3", 2),
+    ]
+    with pytest.raises(
+        BadRow, match="field `w`: a pair has one weight, and the best and the worst have 3 and 1"
+    ):
+        examples("aot", options, *rows)
+
+
+def test_a_prompt_with_one_row_has_nothing_to_compare():
+    rows = [*FLAT, {"prompt": "Three?", "response": "3", "helpfulness": 1, "w": 3.0}]
+    *_, last = examples("aot_unpaired", {"type": "ranked", "field_score": "helpfulness"}, *rows)
+    assert last.label is None
+
+
+def test_several_answers_of_a_role_of_ones_own():
+    options = {"type": "pairs", "roles": {"assistant": ["bot"]}, "message_property_mappings": {"role": "who"}}
+    chosen = [{"who": "bot", "content": text} for text in ("4", "four")]
+    row = {"prompt": "Two plus two?", "chosen": chosen, "rejected": ["5"]}
+    assert [e.label for e in examples("aot_unpaired", options, row)] == [True, True, False]
+
+
 # --- Rows that cannot be used ----------------------------------------------------------------------
 
 OK = {"prompt": "a", "completion": "b", "label": True, "score": 1.0}
@@ -340,6 +376,27 @@ BAD_ROWS = {
     "empty prompt": (CHAT, {**OK, "prompt": " "}, "field `prompt`: the prompt is empty"),
     "no completion": (CHAT, {**OK, "completion": None}, "field `completion` is missing or null"),
     "empty completion": (CHAT, {**OK, "completion": "\n"}, "field `completion`: the completion is empty"),
+    "no prompt messages": (CHAT, {**OK, "prompt": []}, "field `prompt`: the prompt is empty"),
+    "calls that are none": (
+        CHAT,
+        {**OK, "completion": {"role": "assistant", "content": "b", "tool_calls": ["f"]}},
+        "message 1: tool_calls must be a list of calls, each with a `function`",
+    ),
+    "tools without a schema": (
+        CHAT,
+        {**OK, "tools": [{"function": "f"}]},
+        "expected a JSON schema, found 'f'",
+    ),
+    "a completion that is null": (
+        RANKED,
+        {"prompt": "a", "completions": [{"text": "b", "score": 1}, None]},
+        "field `score`: None is not a finite number",
+    ),
+    "an own answer before pairs": (
+        {"type": "pairs"},
+        {"messages": [USER, GOOD], "chosen": "4", "rejected": "5"},
+        "the conversation ends with the assistant's turn",
+    ),
     "no messages": (CHAT, {**OK, "completion": []}, "field `completion`: the completion is empty"),
     "no label": (CHAT, {**OK, "label": None}, "field `label` is missing or null"),
     "other label": (CHAT, {**OK, "label": "meh"}, "field `label`: the label 'meh' is none of True, 1"),
@@ -438,8 +495,12 @@ def test_pairs_of_different_conversations():
     [
         ({**CHAT, "field_completion": "compltion"}, "`field_completion: compltion`: there is no such column"),
         (
-            {**CHAT, "label": True, "field_label": "label"},
-            "the label is either the whole entry's or a column's",
+            {"type": "scored", "positive_above": 1, "field_completion": "label"},
+            r"no column is called score or scores .*; set `field_score`",
+        ),
+        (
+            {"type": "pairs"},
+            r"no column is called chosen or chosen_response; set `field_chosen`. Columns: prompt",
         ),
         ({"type": "ranked"}, "`type: ranked` finds neither a column with the completions of a prompt"),
     ],
@@ -447,3 +508,8 @@ def test_pairs_of_different_conversations():
 def test_options_that_do_not_fit_the_columns(options, message):
     with pytest.raises(ValueError, match=message):
         examples("aot_unpaired", options, {"prompt": "a", "completion": "b", "label": True})
+
+
+def test_a_conversation_without_a_label():
+    with pytest.raises(ValueError, match="no column is called label; set `field_label`, or `label: true`"):
+        examples("aot_unpaired", CHAT, {"prompt": "a", "completion": "b"})

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from axolotl.common.datasets import load_preference_datasets
 from axolotl.loaders import load_tokenizer
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from axolotl_aot.data.accounts import one_label_share
 from axolotl_aot.door import pipeline_of
@@ -100,8 +100,6 @@ def test_shards_are_parts_of_a_source(prepare, config, tmp_path):
         prepare({**config, "datasets": [entry(path, broken, type="chat_template", shards=3, shards_idx=2)]})
     with pytest.raises(ValueError, match="`shards_idx: 3` must be less than `shards: 3`"):
         prepare({**config, "datasets": [entry(path, rows, type="chat_template", shards=3, shards_idx=3)]})
-    whole, _ = prepare({**config, "datasets": [entry(path, rows, type="chat_template", preprocess_shards=3)]})
-    assert len(whole) == 11
 
 
 def test_types_mix_in_one_run(prepare, config, tmp_path):
@@ -175,13 +173,74 @@ def test_several_processes_prepare_what_one_does(prepare, config, tmp_path):
     assert one[:] == two[:]
 
 
+def test_splits_of_what_was_saved_to_the_disk(prepare, config, tmp_path):
+    parts = {"train_prefs": Dataset.from_list(scored_rows(20)), "test": Dataset.from_list(scored_rows(10))}
+    DatasetDict(parts).save_to_disk(str(tmp_path / "several"))
+    parts["test"].save_to_disk(str(tmp_path / "one"))
+    for name, split, labels in (
+        ("several", "train_prefs", {True: 9, False: 6}),
+        ("several", "test", {True: 4, False: 3}),
+        ("several", "test[1:8]", {True: 2, False: 2}),
+        ("one", "train[1:8]", {True: 2, False: 2}),
+    ):
+        datasets = [{"path": str(tmp_path / name), "split": split, **SCORED}]
+        assert Counter(prepare({**config, "datasets": datasets})[0]["label"]) == labels
+    with pytest.raises(ValueError, match="set `split:` to one of train_prefs, test"):
+        prepare({**config, "datasets": [{"path": str(tmp_path / "several"), **SCORED}]})
+
+
+def test_shares_are_of_all_files(prepare, config, tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows = scored_rows(20)
+    write_jsonl(folder / "a.jsonl", rows[:15])
+    write_jsonl(folder / "b.jsonl", rows[15:])
+    options = {"type": "scored", "positive_top": 0.25, "negative_bottom": 0.25}
+    files = [str(folder / name) for name in ("a.jsonl", "b.jsonl")]
+    for source in ({"path": str(folder)}, {"path": str(folder), "data_files": files, "ds_type": "json"}):
+        train, _ = prepare({**config, "datasets": [{**source, **options}]})
+        chosen = {True: set(), False: set()}
+        for row in train:
+            chosen[row["label"]].add(row["completion"])
+        assert {int(c.split()[1].split("<")[0]) for c in chosen[True]} == {15, 16, 17, 18, 19}
+        assert {int(c.split()[1].split("<")[0]) for c in chosen[False]} == {0, 1, 2, 3, 4}
+
+
+def test_conversations_in_a_csv_file(prepare, config, tmp_path):
+    rows = [{"messages": json.dumps(CHAT), "label": label} for label in ("yes", "no")]
+    Dataset.from_list(rows).to_csv(str(tmp_path / "rows.csv"))
+    numbers = [{"prompt": "2 + 2?", "completion": n, "label": n == 4} for n in (4, 5)]
+    Dataset.from_list(numbers).to_csv(str(tmp_path / "numbers.csv"))
+    names = ("rows.csv", "numbers.csv")
+    train, _ = prepare({**config, "datasets": [entry(tmp_path / n, type="chat_template") for n in names]})
+    texts = Counter(c.split("<")[0] for c in train["completion"])
+    assert texts == {"dog": 2, "4": 1, "5": 1}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"path": "nowhere.jsonl"}, r"datasets\[0\] \(nowhere.jsonl\): The dataset could not be loaded"),
+        ({"path": "empty.jsonl"}, r"datasets\[0\] \(.*empty.jsonl\): "),
+        ({"path": "rows.jsonl", "data_files": "x"}, "`data_files` and `name` belong to a folder"),
+        ({"path": "rows.jsonl", "chat_template": "chatmll"}, r"datasets\[0\].*'chatmll' not found"),
+    ],
+)
+def test_sources_that_cannot_be_read(prepare, config, tmp_path, monkeypatch, source, message):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "rows.jsonl", make_pairs(2))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match=message):
+        prepare({**config, "datasets": [{"type": "pairs", **source}]})
+
+
 # --- What becomes of rows --------------------------------------------------------------------------
 
 
 def line_of(log: str, *starts: str) -> list[str]:
     """The numbers in the log's table, of the lines from one that holds `starts`."""
     lines = log.splitlines()
-    at = next(i for i, line in enumerate(lines) if all(s in line for s in starts))
+    at = next(i for i, line in enumerate(lines) if all(s in line for s in starts) and "bad rows" not in line)
     return [line.split() for line in lines[at : at + 2]]
 
 
@@ -202,6 +261,8 @@ def test_the_log_says_what_became_of_the_rows(prepare, config, tmp_path):
     ):
         train, _ = prepare({**options, "excess_length_strategy": strategy})
         assert len(train) == kept
+        why = "1 bad rows left out; the first is row 23: field `score` is missing or null"
+        assert why in prepare.log()
         first, second = line_of(prepare.log(), "datasets[0]", "scored.jsonl")
         assert [first[2:], second] == expected
         first, _ = line_of(prepare.log(), "datasets[1]", "more.jsonl")
@@ -342,6 +403,39 @@ def test_a_changed_file_is_read_again(prepare, config, tmp_path):
     assert "has changed since" in prepare.log()
     path.unlink()  # prepared data need no source
     assert len(prepare(options)[0]) == 10
+
+
+def test_prepared_data_beside_their_source(prepare, config, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    options = {**config, "dataset_prepared_path": str(folder / "prepared")}
+    options["datasets"] = [entry(folder / "rows.jsonl", make_pairs(3), type="pairs") | {"path": str(folder)}]
+    options["datasets"][0]["data_files"] = str(folder / "rows.jsonl")
+    prepare(options)
+    prepare(options)
+    assert "Loading prepared dataset from disk" in prepare.log()
+    write_jsonl(folder / "rows.jsonl", make_pairs(4))
+    assert len(prepare(options)[0]) == 8
+
+
+def test_prepared_data_that_were_not_written_to_their_end(prepare, config, tmp_path):
+    options = {**config, "datasets": [entry(tmp_path / "rows.jsonl", make_pairs(3), type="pairs")]}
+    prepare(options)
+    (record,) = (tmp_path / "prepared").rglob("aot_record.json")
+    record.unlink()
+    prepare(options)
+    assert "Unable to find" not in prepare.log() and "by entry" in prepare.log()
+    assert record.exists()
+
+
+def test_weights_of_one_set_are_for_the_other_too(prepare, config, tmp_path):
+    pairs = make_pairs(2)
+    heavy = entry(tmp_path / "heavy.jsonl", [{**p, "w": 2.5} for p in pairs], type="pairs", field_weight="w")
+    light = entry(tmp_path / "light.jsonl", pairs, type="pairs")
+    for datasets, test_datasets in (([heavy], [light]), ([light], [heavy])):
+        keys = {"datasets": datasets, "test_datasets": test_datasets, "val_set_size": None}
+        weights = [d["weight"][:] for d in prepare({**config, **keys})]
+        assert sorted(weights) == [[1.0] * 4, [2.5] * 4]
 
 
 # --- Labels ----------------------------------------------------------------------------------------

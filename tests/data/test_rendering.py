@@ -226,9 +226,33 @@ def test_an_answer_that_begins_in_another_way_than_it_is_asked_for(caplog):
 
 def test_what_a_template_would_leave_out():
     chatml = get_chat_template("chatml")
-    refused(chatml, Example([USER], ([CALL],), True), "a message has `tool_calls`, which the chat template")
-    refused(chatml, Example([USER], ([THOUGHT],), True), "a message has `reasoning_content`")
-    refused(chatml, Example([USER], ([ANSWER],), True, TOOLS), "the row has tools, which the chat template")
+    left_out = "the chat template leaves out the `{}` of a message of `{}`"
+    refused(chatml, Example([USER], ([CALL],), True), left_out.format("tool_calls", "assistant"))
+    refused(
+        chatml, Example([USER, CALL, RESULT], ([ANSWER],), True), left_out.format("tool_calls", "assistant")
+    )
+    refused(chatml, Example([USER], ([THOUGHT],), True), left_out.format("reasoning_content", "assistant"))
+    refused(
+        chatml, Example([USER], ([ANSWER],), True, TOOLS), "the chat template leaves out the tool 'weather'"
+    )
+    # templates that mention what they do not always render
+    mistral = get_chat_template("mistral_v3_tekken")
+    talking = {**CALL, "content": "Let me look."}
+    refused(mistral, Example([USER], ([talking],), True, TOOLS), left_out.format("content", "assistant"))
+    silent = "{% for m in messages if m.role != 'tool' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    refused(silent, Example([USER, RESULT], ([ANSWER],), True), left_out.format("content", "tool"))
+
+
+@pytest.mark.parametrize("answer", ["<b>bold</b>", "<tool>", "plain", "\n\nplain"])
+def test_an_answer_is_not_split_inside_its_own_text(answer):
+    template = (
+        "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>\n<think>\n{% endif %}"
+    )
+    example = Example([USER], ([{"role": "assistant", "content": answer}],), True)
+    text = Renderer(tokenizer_of(FAMILIES["chatml"]), template, {}).text(example)
+    assert text.prompt == "<user>\nRed or blue?<assistant>\n"
+    assert text.wholes == [text.prompt + answer]
 
 
 def test_messages_that_a_template_refuses():

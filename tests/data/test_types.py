@@ -78,6 +78,26 @@ def test_axolotls_names_for_conversations(name):
             {"path": "a", "type": "chat_template", "label_values": {"positive": ["good"]}},
             "`label_values.negative: .*field required",
         ),
+        ("aot_unpaired", {**SCORED, "shards_idx": 1}, "`shards_idx: 1` needs `shards`"),
+        (
+            "aot_unpaired",
+            {"path": "a", "type": "ranked", "field_score": "s", "field_rank": "r"},
+            "set `field_score` or `field_rank`, not both",
+        ),
+        (
+            "aot_unpaired",
+            {"path": "a", "type": "chat_template", "label": True, "field_label": "l"},
+            "`label: true` and `field_label`: the label is either",
+        ),
+        (
+            "aot_unpaired",
+            {
+                "path": "a",
+                "type": "chat_template",
+                "label_values": {"positive": ["Good"], "negative": ["good"]},
+            },
+            "good: positive and negative at once",
+        ),
         (
             "aot_unpaired",
             {"path": "a", "type": {"field_promt": "q"}},

@@ -11,7 +11,7 @@ from datasets import Features, Value
 from datasets import List as ListOf
 
 from axolotl_aot.data.entry import Entry
-from axolotl_aot.data.ranked import FIRST_ROW
+from axolotl_aot.data.ranked import FIRST_ROW, ROWS
 from axolotl_aot.data.rendering import Renderer, Text, Tokens, tokenize
 from axolotl_aot.data.rows import AOTDataError, BadRow, Example
 
@@ -74,7 +74,8 @@ class RowMapper:
                         "(`on_bad_rows: drop` leaves such rows out and counts them.)"
                     ) from reason
                 # the reason stands where a sample would have its prompt, until the rows are counted
-                self._append(out, BAD, prompt=f"row {number}: {reason}")
+                for _ in range(row.get(ROWS, 1)):
+                    self._append(out, BAD, prompt=f"row {number}: {reason}")
         texts = [text for _, _, text in samples if text]
         tokens = iter(tokenize(self.renderer.tokenizer, texts))
         for number, example, text in samples:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # Inside a completion's own mapping a text may also stand under these names.
 TEXT_KEYS = (*USUAL_COLUMNS["field_completion"], "text", "content")
 INSIDE = ("field_completion", "field_score", "field_rank")
-FIRST_ROW = "aot_row"  # of rows that were put together: the number of the first
+# Of rows that were put together: the number of the first, and how many they are.
+FIRST_ROW, ROWS = "aot_row", "aot_rows"
 NONE = Cut(upper=None, lower=None)
 
 
@@ -93,8 +94,9 @@ class RankedEntry(TemplateEntry):
         own = [c for c in (self.field_completion, value, self.field_weight) if c]
         grouped: dict[str, dict[str, Any]] = {}
         for i, row in enumerate(dataset.select_columns([*same, *own]), start=1):
-            empty = {**{c: row[c] for c in same}, **{c: [] for c in own}, FIRST_ROW: i}
+            empty = {**{c: row[c] for c in same}, **{c: [] for c in own}, FIRST_ROW: i, ROWS: 0}
             group = grouped.setdefault(json.dumps([row[c] for c in same], default=str), empty)
+            group[ROWS] += 1
             for column in own:
                 group[column].append(row[column])
         entry = self.model_copy(update={"field_completions": self.field_completion, "field_completion": None})

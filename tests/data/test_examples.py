@@ -124,6 +124,14 @@ def test_unpaired_conversations(case):
     assert examples("aot_unpaired", options, row) == [Example(prompt, (completion,), True)]
 
 
+def test_the_last_turn_where_another_column_would_be_taken():
+    row = {"messages": [*FOLLOW_UP, GOOD], "answer": "42", "label": True}
+    with pytest.raises(BadRow, match="set `field_completion: messages` to take it"):
+        examples("aot_unpaired", CHAT, row)
+    (example,) = examples("aot_unpaired", {**CHAT, "field_completion": "messages"}, row)
+    assert (example.prompt, example.completions) == (FOLLOW_UP, ([GOOD],))
+
+
 @pytest.mark.parametrize("value", [False, 0, -1, 0.0, "0", "False", " bad ", "👎", "rejected"])
 def test_labels_of_bad_answers(value):
     (example,) = examples("aot_unpaired", CHAT, {"prompt": "a", "completion": "b", "label": value})

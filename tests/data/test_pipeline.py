@@ -278,6 +278,19 @@ def test_the_log_says_what_became_of_the_rows(prepare, config, tmp_path):
         prepare({**options, "excess_length_strategy": "raise"})
 
 
+def test_bad_rows_of_a_ranking_are_all_counted(prepare, config, tmp_path):
+    rows = [{"prompt": f"cat {i // 2}?", "response": f"dog {i}", "score": float(i)} for i in range(6)]
+    rows[2]["score"] = None
+    ranked = entry(tmp_path / "rows.jsonl", rows, type="ranked", on_bad_rows="drop")
+    train, _ = prepare({**config, "datasets": [ranked]})
+    assert Counter(train["label"]) == {True: 2, False: 2}
+    first, _ = line_of(prepare.log(), "datasets[0]")
+    assert first[2:] == ["6", "2", "0", "positive", "2", "0", "0"]
+    assert "the first is row 3: field `score`: None is not a finite number" in prepare.log()
+    with pytest.raises(ValueError, match=r"row 3: field `score`: None.*Columns: prompt, response, score\."):
+        prepare({**config, "datasets": [{**ranked, "on_bad_rows": "error"}]})
+
+
 def test_truncation_keeps_the_beginning(prepare, config, tmp_path):
     rows = [{"prompt": "cat?", "completion": "dog " * n, "label": n < 9} for n in (3, 60)]
     options = {**config, "datasets": [entry(tmp_path / "rows.jsonl", rows, type="chat_template")]}

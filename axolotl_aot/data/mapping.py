@@ -86,7 +86,10 @@ class RowMapper:
         return out
 
     def _numbers(self, rows: list[dict[str, Any]], indices: list[int]) -> Iterator[int]:
-        return (row.get(FIRST_ROW, index + self.first_row) for row, index in zip(rows, indices, strict=True))
+        return (
+            row.get(FIRST_ROW, index + 1) + self.first_row - 1
+            for row, index in zip(rows, indices, strict=True)
+        )
 
     def _samples(self, row: dict[str, Any]) -> list[tuple[Example, Text | None]]:
         """A row's samples, each with its text, unless it is left out."""

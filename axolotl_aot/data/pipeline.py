@@ -274,12 +274,12 @@ class Pipeline:
             desc=f"Preparing {mapper.where}",
         )
 
+    # --- What the YAML says ------------------------------------------------------------------
+
     @property
     def _weights(self) -> bool:
         """Whether any entry has weights: then all samples have, those of the evaluation set, too."""
         return any(entry.field_weight for key in self.entries for entry in self._parsed(key))
-
-    # --- What the YAML says ------------------------------------------------------------------
 
     @property
     def _too_long(self) -> str:

@@ -5,7 +5,8 @@ the form that axolotl needs. May import nothing of the package, nor of axolotl.
 """
 
 import math
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
+from difflib import get_close_matches
 from typing import Any
 
 DEFAULT_BETA = 0.01  # the paper's choice
@@ -13,6 +14,12 @@ DEFAULT_BETA = 0.01  # the paper's choice
 
 class AOTConfigError(ValueError):
     """A YAML that AOT cannot run as it stands; the message names key, value and remedy."""
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known one that comes closest, or all of them."""
+    close = get_close_matches(word, known := list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
 
 
 SUPERVISED_ONLY = (

@@ -27,6 +27,7 @@ from axolotl_aot.checks import (
     check_beta,
     check_foreign_keys,
     check_parallelism,
+    closest,
 )
 from axolotl_aot.data.types import parse
 from axolotl_aot.dominance import (
@@ -176,7 +177,7 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
     given = {k: v for k, v in cfg.items() if str(k).startswith(PREFIX) and v is not None and k not in own}
     for key in given:
         if key not in AOTArgs.model_fields:
-            raise AOTConfigError(f"`{key}` is not a key of axolotl-aot.{_closest(key, AOTArgs.model_fields)}")
+            raise AOTConfigError(f"`{key}` is not a key of axolotl-aot.{closest(key, AOTArgs.model_fields)}")
     try:
         args = AOTArgs(**given)
     except ValidationError as error:
@@ -205,7 +206,7 @@ def _declared_rl(cfg: MutableMapping[str, Any]) -> str | None:
     if isinstance(rl, str) and rl.lower().startswith("aot"):
         known = " or ".join(f"`rl: {name}`" for name in RL_TYPES)
         meant = RL_ALIASES.get(rl.lower())
-        hint = f" Did you mean {meant!r}?" if meant else _closest(rl.lower(), RL_TYPES)
+        hint = f" Did you mean {meant!r}?" if meant else closest(rl.lower(), RL_TYPES)
         raise AOTConfigError(f"`rl: {rl}` is not a type of axolotl-aot: write {known}.{hint}")
     return None
 
@@ -220,11 +221,6 @@ def _refuse_orphans(cfg: MutableMapping[str, Any]) -> None:
             f"{', '.join(f'`{key}`' for key in orphans)} with `rl: {cfg.get('rl')}`: the aot_ keys "
             f"need {known}; change rl or remove them"
         )
-
-
-def _closest(word: str, known: Any) -> str:
-    close = get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
 
 
 def _describe(error: Any) -> str:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import LlamaConfig
+
+from tests.tiny import make_tokenizer
 
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "ing")]
 AXOLOTL = "kto: chatml.ultra"
@@ -59,21 +60,10 @@ def write_rows(path: Path, count: int) -> None:
 
 def write_model(folder: Path, rows: Path) -> None:
     """A tokenizer of the rows' text, and the configuration of a model that goes with it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=8_000,
-        special_tokens=["<s>", "</s>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     with rows.open() as lines:
-        tokenizer.train_from_iterator((next(lines) for _ in range(2_000)), trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    ).save_pretrained(folder)
-    LlamaConfig(vocab_size=len(tokenizer.get_vocab())).save_pretrained(folder)
+        tokenizer = make_tokenizer([next(lines) for _ in range(2_000)], vocab_size=8_000)
+    tokenizer.save_pretrained(folder)
+    LlamaConfig(vocab_size=len(tokenizer)).save_pretrained(folder)
 
 
 def prepare(folder: Path, run: dict[str, object]) -> float:

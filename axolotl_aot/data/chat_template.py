@@ -42,17 +42,17 @@ class ChatTemplate(TemplateEntry, LabelledEntry):
 
     def _split(self, row: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
         if self.field_completion is None:
-            prompt, completion = self.completion(
+            own, completion = self.completion(
                 need(row, self.field_messages or "messages"), self.field_messages
             )
-            if not prompt:
+            if not own:
                 raise BadRow(
                     f"field `{self.field_messages}`: a conversation must have messages before its last one, "
                     "or set field_completion"
                 )
-            return self.with_system(prompt, row), completion
-        whole, completion = self.completion(need(row, self.field_completion), self.field_completion)
-        return self.prompt(row) if whole is None else self.with_system(whole, row), completion
+        else:
+            own, completion = self.completion(need(row, self.field_completion), self.field_completion)
+        return self.prompt(row, own), completion
 
 
 class ChatTemplatePairs(TemplateEntry):
@@ -69,5 +69,5 @@ class ChatTemplatePairs(TemplateEntry):
                 f"fields `{self.field_chosen}` and `{self.field_rejected}`: the two conversations differ "
                 "before their last message"
             )
-        prompt = self.prompt(row) if chosen_prompt is None else self.with_system(chosen_prompt, row)
+        prompt = self.prompt(row, chosen_prompt)
         yield Example(prompt, (chosen, rejected), True, self.tools(row), self.weight(row))

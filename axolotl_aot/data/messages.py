@@ -47,8 +47,14 @@ class TemplateEntry(Entry):
             value = {"role": "user", "content": value}
         return self.messages(value, self.field_messages)
 
-    def prompt(self, row: Mapping[str, Any]) -> list[Message]:
-        """The row's messages, which completions in other columns answer; its system message included."""
+    def prompt(self, row: Mapping[str, Any], own: list[Message] | None) -> list[Message]:
+        """What a completion answers, its system message included.
+
+        own: what the completion's own conversation begins with, as `completion` returns it; where that is
+        None, the row's messages are the prompt.
+        """
+        if own is not None:
+            return self.with_system(own, row)
         messages = self.conversation(row)
         if not messages:
             raise BadRow(f"field `{self.field_messages}`: the prompt is empty")

@@ -27,14 +27,11 @@ class Pairs(TemplateEntry):
         ]
         if not any(values for _, values in sides):
             raise BadRow(f"fields `{self.field_chosen}` and `{self.field_rejected}` are both empty")
-        prompt, tools, weight = None, self.tools(row), self.weight(row)
+        tools, weight = self.tools(row), self.weight(row)
         for label, (field, values) in zip((True, False), sides, strict=True):
             for value in values:
-                own_prompt, completion = self.completion(value, field)
-                if own_prompt is None:
-                    prompt = prompt or self.prompt(row)
-                messages = prompt if own_prompt is None else self.with_system(own_prompt, row)
-                yield Example(messages, (completion,), label, tools, weight)
+                own, completion = self.completion(value, field)
+                yield Example(self.prompt(row, own), (completion,), label, tools, weight)
 
     def _several(self, value: Any, field: str) -> list[Any]:
         """The completions in a column: a list of texts, of conversations, or of answers to one prompt."""

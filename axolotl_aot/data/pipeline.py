@@ -67,6 +67,10 @@ class Pipeline:
     def __post_init__(self) -> None:
         if self.cfg.seed is None:  # each process, and a resumed run, must shuffle alike
             self.cfg = DictDefault({**self.cfg, "seed": DEFAULT_SEED})
+        self._parsed = {
+            key: [parse(self.rl, raw, f"{key}[{i}]") for i, raw in enumerate(entries)]
+            for key, entries in self.entries.items()
+        }
 
     @retry_on_request_exceptions(max_retries=3, delay=5)
     def prepare(self) -> tuple[Dataset, Dataset | None]:
@@ -111,16 +115,13 @@ class Pipeline:
             self._log(key, [Account(**account) for account in record["accounts"]])
         return dataset
 
-    def _parsed(self, key: str) -> list[Entry]:
-        return [parse(self.rl, raw, f"{key}[{i}]") for i, raw in enumerate(self.entries[key])]
-
     def stored_under(self, key: str) -> str:
         """The name of the folder for prepared data: axolotl's own key, and all else that rows depend on."""
-        entries = self._parsed(key)
+        entries = self._parsed[key]
         own = {
             "rl": self.rl,
             "entries": [entry.model_dump(mode="json", exclude_none=True) for entry in entries],
-            "templates": [self._named_template(f"{key}[{i}]", entry) for i, entry in enumerate(entries)],
+            "templates": [self._template(_where(key, i, entry), entry) for i, entry in enumerate(entries)],
             "excess_length_strategy": self._too_long,
             "weights": self._weights,
             "versions": [__version__, version("axolotl")],
@@ -149,7 +150,7 @@ class Pipeline:
         """Size and time of each local file that the entries name, or of the data in their folders."""
         stamps = {}
         outputs = [Path(p).resolve() for p in (self.cfg.dataset_prepared_path, self.cfg.output_dir) if p]
-        for entry in self._parsed(key):
+        for entry in self._parsed[key]:
             named = [entry.data_files] if isinstance(entry.data_files, str) else entry.data_files or []
             for path in map(Path, (entry.path, *named)):
                 files = [path] if path.is_file() else path.rglob("*") if path.is_dir() and not named else []
@@ -163,11 +164,9 @@ class Pipeline:
         LOG.info(f"{key}, by entry:\n{table(self.rl, accounts)}")
 
     def _built(self, key: str, stored: str) -> Dataset:
-        entries = self._parsed(key)
         parts, accounts = [], []
-        for position, entry in enumerate(entries):
-            where = f"{key}[{position}] ({entry.path}{f', split {entry.split}' if entry.split else ''})"
-            part, account = self._read(where, position, entries, stored)
+        for position in range(len(self._parsed[key])):
+            part, account = self._read(key, position, stored)
             parts.append(part)
             accounts.append(account)
         self._log(key, accounts)
@@ -188,16 +187,19 @@ class Pipeline:
 
     # --- One entry ---------------------------------------------------------------------------
 
-    def _read(self, where: str, position: int, entries: list[Entry], stored: str) -> tuple[Dataset, Account]:
+    def _read(self, key: str, position: int, stored: str) -> tuple[Dataset, Account]:
         """The samples of an entry, and what became of its rows."""
+        entries = self._parsed[key]
         entry = entries[position]
+        where = _where(key, position, entry)
+        template = self._template(where, entry)
+        renderer = Renderer(self.tokenizer, template, self.cfg.chat_template_kwargs or {})
         try:
             dataset, first_row = self._source(entry)
             columns = dataset.column_names
             account = Account(where, rows=len(dataset))
             known = [{**e.source(), "type": e.type} for e in entries]
             own, dataset = entry.prepare(Source(dataset, self.cfg, position, known, self.tokenizer))
-            renderer = Renderer(self.tokenizer, self._template(entry), self.cfg.chat_template_kwargs or {})
         except (ValueError, FileNotFoundError, DatasetsError, StopIteration) as error:
             raise AOTDataError(f"{where}: {error or 'there are no rows'}") from error
         mapper = RowMapper(
@@ -279,22 +281,21 @@ class Pipeline:
     @property
     def _weights(self) -> bool:
         """Whether any entry has weights: then all samples have, those of the evaluation set, too."""
-        return any(entry.field_weight for key in self.entries for entry in self._parsed(key))
+        return any(entry.field_weight for entries in self._parsed.values() for entry in entries)
 
     @property
     def _too_long(self) -> str:
         return (self.cfg.excess_length_strategy or "drop").lower()
 
-    def _named_template(self, where: str, entry: Entry) -> str | None:
+    def _template(self, where: str, entry: Entry) -> str | None:
+        """The chat template of an entry; None where its rows are text already."""
         try:
-            return self._template(entry)
+            return self._chosen_template(entry) if isinstance(entry, TemplateEntry) else None
         except ValueError as error:
-            raise AOTDataError(f"{where} ({entry.path}): {error}") from error
+            raise AOTDataError(f"{where}: {error}") from error
 
-    def _template(self, entry: Entry) -> str | None:
-        """The chat template of an entry, by its own option, the YAML's or the tokenizer's."""
-        if not isinstance(entry, TemplateEntry):
-            return None
+    def _chosen_template(self, entry: TemplateEntry) -> str:
+        """By the entry's own option, the YAML's or the tokenizer's."""
         if self.cfg.tokenizer_use_mistral_common:
             raise AOTDataError(
                 f"`tokenizer_use_mistral_common: true` has no chat template, and `type: {entry.type}` needs "
@@ -306,7 +307,7 @@ class Pipeline:
             return get_chat_template(choice, jinja, self.tokenizer)
         if not self.tokenizer.chat_template:
             raise AOTDataError(
-                f"`type: {entry.type}` ({entry.path}): the tokenizer has no chat template; set one, such as "
+                f"`type: {entry.type}`: the tokenizer has no chat template; set one, such as "
                 "`chat_template: chatml`"
             )
         return self.tokenizer.get_chat_template()
@@ -320,7 +321,7 @@ class Pipeline:
         for name, dataset in (("datasets", train), (keys, evaluation)):
             if dataset is None:
                 continue
-            absent = {True, False} - set(dataset.unique("label"))
+            absent = {True, False} - set(_labels(dataset).tolist())
             if absent:
                 words = " or ".join({True: "positive", False: "negative"}[label] for label in absent)
                 raise AOTDataError(
@@ -331,7 +332,7 @@ class Pipeline:
     def _log_share(self, train: Dataset) -> None:
         if self.rl != "aot_unpaired":
             return
-        labels = train.with_format("numpy")["label"][:]
+        labels = _labels(train)
         positives, total = int(labels.sum()), len(labels)
         size = min(self.sort_size, total)
         LOG.info(
@@ -347,6 +348,16 @@ class Pipeline:
                 f"about {share:.0%} of the batches that are sorted will hold answers of one label only, and "
                 f"contribute no loss: {remedy}"
             )
+
+
+def _where(key: str, position: int, entry: Entry) -> str:
+    """An entry's name in messages."""
+    return f"{key}[{position}] ({entry.path}{f', split {entry.split}' if entry.split else ''})"
+
+
+def _labels(dataset: Dataset) -> np.ndarray:
+    """The labels, shape (samples,). `unique` would first write a copy of a shuffled data set, all of it."""
+    return dataset.with_format("numpy")["label"][:]
 
 
 def is_saved_dataset(path: str) -> bool:

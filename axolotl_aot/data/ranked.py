@@ -30,7 +30,7 @@ NONE = Cut(upper=None, lower=None)
 class Candidate(NamedTuple):
     """One of a prompt's completions. merit: its score, or minus its rank."""
 
-    prompt: list[Message] | None
+    prompt: list[Message]
     completion: list[Message]
     merit: float
     weight: float
@@ -111,11 +111,9 @@ class RankedEntry(TemplateEntry):
         for item, merit, weight in zip(
             items, self._merits(row, items), self._weights(row, items), strict=True
         ):
-            own_prompt, completion = self.completion(self._text(item), self.field_completions)
-            prompt = None if own_prompt is None else self.with_system(own_prompt, row)
-            found.append(Candidate(prompt, completion, merit, weight))
-        shared = None if all(c.prompt for c in found) else self.prompt(row)
-        return [c if c.prompt else c._replace(prompt=shared) for c in found]
+            own, completion = self.completion(self._text(item), self.field_completions)
+            found.append(Candidate(self.prompt(row, own), completion, merit, weight))
+        return found
 
     def _weights(self, row: Mapping[str, Any], items: list[Any]) -> list[float]:
         """Each completion's weight: its own where rows were put together, else the row's."""

@@ -95,16 +95,12 @@ class Renderer:
     def _render(
         self, messages: list[Message], tools: list[dict] | None, add_generation_prompt: bool = False
     ) -> str:
-        try:
-            return self._applied(messages, tools, add_generation_prompt)
-        except TEMPLATE_ERRORS as error:
-            failure = error
-        if any(message["content"] is None for message in messages):  # not every template expects it
-            messages = [{**message, "content": message["content"] or ""} for message in messages]
+        failure = None
+        for attempt in _attempts(messages):
             try:
-                return self._applied(messages, tools, add_generation_prompt)
-            except TEMPLATE_ERRORS:
-                pass  # the failure with the messages as they are says more
+                return self._applied(attempt, tools, add_generation_prompt)
+            except TEMPLATE_ERRORS as error:
+                failure = failure or error  # the failure with the messages as they are says more
         roles = ", ".join(message["role"] for message in messages)
         raise BadRow(f"the chat template fails for messages of {roles}: {failure}") from failure
 
@@ -183,6 +179,13 @@ def _common_length(first: Sequence, second: Sequence) -> int:
     if first[:shorter] == second[:shorter]:
         return shorter
     return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+
+
+def _attempts(messages: list[Message]) -> list[list[Message]]:
+    """The messages, and, as not every template expects null content, the same with empty text there."""
+    if all(message["content"] is not None for message in messages):
+        return [messages]
+    return [messages, [{**message, "content": message["content"] or ""} for message in messages]]
 
 
 def _probes(example: Example) -> list[Message]:

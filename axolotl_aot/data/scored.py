@@ -40,8 +40,8 @@ class Scored(TemplateEntry, Thresholds):
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
         score = number(need(row, self.field_score), self.field_score)
-        whole, completion = self.completion(need(row, self.field_completion), self.field_completion)
-        prompt = self.prompt(row) if whole is None else self.with_system(whole, row)
+        own, completion = self.completion(need(row, self.field_completion), self.field_completion)
+        prompt = self.prompt(row, own)
         yield Example(prompt, (completion,), self._cut.label(score), self.tools(row), self.weight(row))
 
 

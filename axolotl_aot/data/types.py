@@ -1,6 +1,6 @@
 """The table of `type:` names, and an entry of the YAML checked against it.
 
-May import the types' own modules, `axolotl_aot.data.entry` and `rows`, and pydantic.
+May import the types' own modules, `axolotl_aot.checks`, `data.entry` and `data.rows`, and pydantic.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from axolotl_aot.checks import closest
 from axolotl_aot.data.axolotl_types import AxolotlType, DPOType, KTOType
 from axolotl_aot.data.chat_template import ChatTemplate, ChatTemplatePairs
 from axolotl_aot.data.entry import Entry
@@ -81,7 +82,4 @@ def _describe(error: Any, rl: str, entry_type: type[Entry], raw: Mapping[str, An
     users = [f"`type: {name}`" for name, other in TYPES[rl].items() if key in other.model_fields]
     if users:
         return f"`{key}` is no option of {kind}, but of {', '.join(users)}"
-    known = list(entry_type.model_fields)
-    close = get_close_matches(str(key), known, n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(known)}."
-    return f"`{key}` is no option of {kind}. {hint}"
+    return f"`{key}` is no option of {kind}.{closest(str(key), entry_type.model_fields)}"

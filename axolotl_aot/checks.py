@@ -45,7 +45,7 @@ FOREIGN_KEYS = {
     "dpo_use_weighting": "weights per pair have no meaning after a sort; remove it",
     "dpo_use_liger_kernel": "Liger's fused DPO loss is not AOT's; remove it",
     "dpo_label_smoothing": "use aot_label_smoothing",
-    "dpo_padding_free": "TRL has switched it off; remove it",
+    "dpo_padding_free": "TRL has switched it off; use aot_padding_free",
     "dpo_beta": "use rl_beta",
     "pad_to_multiple_of": "axolotl's collator for it does not fit TRL's data; remove it",
     "kto_desirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
@@ -118,11 +118,6 @@ def check_parallelism(cfg: MutableMapping[str, Any], rl: str) -> None:
                 f"`{key}: true` with FSDP and `rl: {rl}`: axolotl cannot shard quantized weights under "
                 "FSDP2, and FSDP1 was not tried; use DeepSpeed (ZeRO-2) or DDP"
             )
-    if cfg.get("precompute_ref_log_probs") and not cfg.get("adapter"):
-        raise AOTConfigError(
-            "`precompute_ref_log_probs: true` with FSDP and without an adapter: TRL cannot hash a sharded "
-            "reference; remove it, use DeepSpeed, or train an adapter"
-        )
 
 
 def check_best_model(cfg: MutableMapping[str, Any]) -> None:

@@ -82,6 +82,17 @@ class AOTArgs(BaseModel):
         description="`rl: aot_unpaired`: spread the labels evenly over the effective batches, so that "
         "each has both.",
     )
+    aot_padding_free: bool | None = Field(
+        default=None,
+        description="Put a micro-batch's sequences in one row, without padding; by default wherever the "
+        "attention backend can keep them apart.",
+    )
+    aot_max_tokens_per_micro_batch: int | None = Field(
+        default=None,
+        gt=0,
+        description="Cut the effective batch into micro-batches of at most so many tokens (padding "
+        "included), in place of micro_batch_size samples each.",
+    )
 
 
 class AOTInput(AOTArgs):
@@ -187,6 +198,11 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
             f"`aot_label_smoothing: {args.aot_label_smoothing}` with `aot_penalty: "
             f"{args.aot_penalty}`: smoothing is defined for {', '.join(SMOOTHABLE_PENALTIES)} only; "
             "remove one of the two"
+        )
+    if args.aot_max_tokens_per_micro_batch and args.aot_scope != "effective_batch":
+        raise AOTConfigError(
+            f"`aot_max_tokens_per_micro_batch: {args.aot_max_tokens_per_micro_batch}` with `aot_scope: "
+            f"{args.aot_scope}`: there the loss depends on how the batch is cut; remove one of the two"
         )
     if args.aot_soft_sort_strength != DEFAULT_SOFT_SORT_STRENGTH and args.aot_sort != "soft":
         LOG.warning("aot_soft_sort_strength has no effect without `aot_sort: soft`")

@@ -22,7 +22,8 @@ class AOTSetup(TrainerCallback, ExportableState):
     args: the YAML's `aot_` keys. reference: the reference model that axolotl loaded for full
     fine-tuning, or None. output_dir, lora_model_dir: the YAML's keys. adapter: whether it names an
     adapter; None where there is no YAML, and models are to be taken as they come. auto_resume: whether
-    axolotl chooses the checkpoint to resume from.
+    axolotl chooses the checkpoint to resume from. reference_folder: where the reference's
+    log-probabilities are kept that are computed before training; None where they are not.
 
     As an `ExportableState` it is written into every checkpoint: run_settings, what must not change when
     a run is resumed, by YAML key; one_label_steps, how many sorts so far had one label only.
@@ -36,6 +37,7 @@ class AOTSetup(TrainerCallback, ExportableState):
         adapter: bool | None = None,
         lora_model_dir: str | None = None,
         auto_resume: bool = False,
+        reference_folder: Path | None = None,
     ):
         self.args = args or AOTArgs()
         self.reference = reference
@@ -43,6 +45,7 @@ class AOTSetup(TrainerCallback, ExportableState):
         self.adapter = adapter
         self.lora_model_dir = lora_model_dir
         self.auto_resume = auto_resume
+        self.reference_folder = reference_folder
         self.run_settings: dict[str, Any] = {}
         self.one_label_steps = 0
 

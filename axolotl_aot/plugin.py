@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -63,8 +64,14 @@ class AOTPlugin(BasePlugin):
             adapter=bool(cfg.adapter),
             lora_model_dir=cfg.lora_model_dir,
             auto_resume=bool(cfg.auto_resume_from_checkpoints and not cfg.resume_from_checkpoint),
+            reference_folder=self._reference_folder(cfg),
         )
         return [setup, SaveAdapterOnInterrupt()] if cfg.adapter else [setup]
+
+    def _reference_folder(self, cfg: DictDefault) -> Path | None:
+        if not cfg.precompute_ref_log_probs:
+            return None
+        return Path(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH) / "aot_references"
 
     def add_callbacks_post_trainer(self, cfg: DictDefault, trainer: Trainer) -> list[TrainerCallback]:
         """Callbacks that axolotl's RL builder does not make from the YAML."""

@@ -4,8 +4,8 @@
 of samples is a matrix of one row per sample, its columns set by each trainer's `_pack`; rows are what is
 gathered over processes and what the loss is differentiated by.
 
-May import `axolotl_aot.dominance`, `logprobs`; accelerate and trl, and nothing of axolotl: it
-knows its trainers only by what Trainer and TRL promise.
+May import `axolotl_aot.batches`, `dominance`, `logprobs`, `ways`; accelerate and trl, and nothing of
+axolotl: it knows its trainers only by what Trainer and TRL promise.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from trl.trainer.utils import use_adapter
 
+from axolotl_aot.batches import REFERENCE, SEQUENCES, Batch
 from axolotl_aot.dominance import dominance_loss, violation
-from axolotl_aot.logprobs import completion_logprobs
+from axolotl_aot.logprobs import CompletionScores, attach, completion_logprobs
+from axolotl_aot.ways import Way, find_way
 
-REFERENCE_LOGPROBS = ("ref_logps", "ref_chosen_logps", "ref_rejected_logps")
 WEIGHT = "weight"  # the samples' masses in their distributions
-# Entries of a collated batch that are not for the model.
-NOT_FOR_THE_MODEL = {"completion_mask", "label", WEIGHT, *REFERENCE_LOGPROBS}
+MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names
 
 
 class Completions(NamedTuple):
@@ -54,9 +54,10 @@ class ScoringMixin:
     # --- To be given by each trainer ---------------------------------------------------------
 
     paired: bool
+    completions: tuple[str, ...]  # the columns of the data that hold a sample's completions
     columns: int  # of a row; one more holds the samples' weights, where the data has any
 
-    def _pack(self, policy: Tensor, reference: Tensor, batch: dict[str, Any]) -> Tensor:
+    def _pack(self, policy: Tensor, reference: Tensor, batch: Batch) -> Tensor:
         """Rows, without weights, from the log-probabilities of a micro-batch's sequences."""
         raise NotImplementedError
 
@@ -70,25 +71,29 @@ class ScoringMixin:
         """The part of a gradient by rows that belongs to the policy, in the sequences' order."""
         raise NotImplementedError
 
-    def _precomputed_reference(self, batch: dict[str, Any]) -> Tensor | None:
-        raise NotImplementedError
-
     # --- Log-probabilities -------------------------------------------------------------------
+
+    _found_way: Way | None = None
+
+    @property
+    def sides(self) -> int:
+        """Sequences of a sample."""
+        return len(self.completions)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Trainer's, which under DeepSpeed casts to the model's precision; the loss needs float32."""
-        kept = (*REFERENCE_LOGPROBS, WEIGHT)
+        kept = (REFERENCE, WEIGHT)
         precise = {k: v.to(self.args.device) for k, v in inputs.items() if k in kept}
         return {**super()._prepare_inputs(inputs), **precise}
 
-    def _rows(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def _rows(self, model: nn.Module, batch: Batch) -> Tensor:
         """The rows of a prepared batch, without gradients."""
         reference = self._reference_logprobs(batch)
         with self._scoring(), self.compute_loss_context_manager():
-            policy, _ = self._logprobs(model, batch)
+            policy = self._scores(model, batch).logprobs
         return self._weighted(self._pack(policy, reference, batch), batch)
 
-    def _weighted(self, rows: Tensor, batch: dict[str, Any]) -> Tensor:
+    def _weighted(self, rows: Tensor, batch: Batch) -> Tensor:
         """The rows, with a column of the samples' weights where the batch has any."""
         return torch.cat([rows, batch[WEIGHT].to(rows)[:, None]], dim=1) if WEIGHT in batch else rows
 
@@ -113,30 +118,56 @@ class ScoringMixin:
         # transformers sets the attribute on 4-bit models only
         return self.accelerator.device.type == "cpu" and getattr(self.model, "is_loaded_in_4bit", False)
 
-    def _logprobs(self, model: nn.Module, batch: dict[str, Any], **kwargs: Any) -> tuple[Tensor, Any]:
-        inputs = {k: v for k, v in batch.items() if k not in NOT_FOR_THE_MODEL}
-        return completion_logprobs(model, **inputs, completion_mask=batch["completion_mask"], **kwargs)
+    def _attach(self, *models: nn.Module | None) -> None:
+        """Let these models answer with log-probabilities; PEFT's wrapping, if any, is looked through."""
+        for model in models:
+            if model is not None:
+                bare = self.accelerator.unwrap_model(model)
+                attach(bare.get_base_model() if is_peft_model(bare) else bare)
 
-    def _reference_logprobs(self, batch: dict[str, Any]) -> Tensor:
-        precomputed = self._precomputed_reference(batch)
-        if precomputed is not None:
-            return precomputed
-        return self._score_reference(self.ref_model or self.model, batch)
+    def _scores(self, model: nn.Module, batch: Batch, **kwargs: Any) -> CompletionScores:
+        return self._scores_in(self._way(batch), model, batch, **kwargs)
 
-    def _precompute(self, *model_and_inputs: Any) -> Tensor:
-        """The reference for TRL's `compute_ref_log_probs`: (inputs) in TRL 1.8, (model, inputs) in 1.9."""
-        *given, batch = model_and_inputs
-        (model,) = given or [self.ref_model or self.model]
-        return self._score_reference(model, batch)
+    def _scores_in(self, way: Way, model: nn.Module, batch: Batch, **kwargs: Any) -> CompletionScores:
+        sequences = {name: batch[name] for name in SEQUENCES}
+        return completion_logprobs(model, **sequences, layout=way.layout, plain=way.plain, **kwargs)
 
-    def _score_reference(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def _way(self, batch: Batch) -> Way:
+        """How this run scores; found at the first batch."""
+        if self._found_way is None:
+            with self._scoring(), self.compute_loss_context_manager():
+                self._found_way = find_way(
+                    lambda probe, way: self._scores_in(way, self.model, probe),
+                    batch,
+                    attention=self.model.config._attn_implementation,  # transformers has no other place
+                    padding_free=self.aot.aot_padding_free,
+                    needs_one_row=self.aux_loss_enabled,
+                    epsilon=self._epsilon,
+                    model=type(self.accelerator.unwrap_model(self.model)).__name__,
+                )
+        return self._found_way
+
+    @property
+    def _epsilon(self) -> float:
+        """Of the coarser of the types that weights are held in and matrices are multiplied in."""
+        mixed = MIXED_PRECISION.get(self.accelerator.mixed_precision, self.model.dtype)
+        return max(torch.finfo(dtype).eps for dtype in (mixed, self.model.dtype))
+
+    def _reference_logprobs(self, batch: Batch) -> Tensor:
+        if REFERENCE in batch:
+            return batch[REFERENCE].T.flatten()
+        return self._score_reference(batch)
+
+    def _score_reference(self, batch: Batch) -> Tensor:
         """Log-probabilities under the reference: its own model, or the policy without its adapter."""
         with self._scoring(), self.compute_loss_context_manager():
-            if self.ref_model is None and is_peft_model(self.model):
-                policy = self.accelerator.unwrap_model(self.model)
-                with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
-                    return self._logprobs(model, batch)[0]
-            return self._logprobs(model, batch)[0]
+            if self.ref_model is not None:
+                return self._scores(self.ref_model, batch).logprobs
+            policy = self.accelerator.unwrap_model(self.model)
+            if not is_peft_model(policy):
+                return self._scores(self.model, batch).logprobs
+            with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
+                return self._scores(self.model, batch).logprobs
 
     # --- Of a set of samples -----------------------------------------------------------------
 
@@ -172,6 +203,25 @@ class ScoringMixin:
                     f"step {self.state.global_step + 1}: {bad} of {len(values)} log-probabilities "
                     f"under the {name} are NaN or infinite. Likely cause: {causes[name]}."
                 )
+
+    def _require_no_rewards(self, rows: Tensor) -> None:
+        """Before the first step policy and reference are the same model."""
+        completions = self._unpack(rows)
+        difference = self._difference(torch.cat(completions[0::2]), torch.cat(completions[1::2]))
+        if difference:
+            raise RuntimeError(
+                "policy and reference differ before any training: their log-probabilities are "
+                f"{difference}. Likely cause: an adapter that does not begin as the base model "
+                "(peft_init_lora_weights: use the default), or, with precompute_ref_log_probs, a file of "
+                "another model's (delete aot_references in dataset_prepared_path)."
+            )
+
+    def _difference(self, logprobs: Tensor, others: Tensor) -> str | None:
+        """How far two scorings of the same completions are apart; None where rounding explains it."""
+        apart, size = (logprobs - others).abs().sum(), others.abs().sum()
+        if apart <= max(1e-4, 4 * self._epsilon) * (size + len(others)):
+            return None
+        return f"{apart:.3g} nats apart, of {size:.3g}"
 
     def _metrics_of(self, rows: Tensor) -> dict[str, float]:
         """The metrics of one set of samples; a label that is absent leaves its own out."""

@@ -1,12 +1,11 @@
 """The trainers behind `rl: aot` and `rl: aot_unpaired`: axolotl's own DPO and KTO trainers, with the
 dominance loss in place of theirs.
 
-What is common to both is put together from `axolotl_aot.effective_batch`, `evaluation` and `resume`;
-besides, here stands how a row of either kind of data becomes samples. May import those, `checks`,
-`handover`, `sampling` and `scoring`; axolotl.
+What is common to both is put together from `axolotl_aot.effective_batch`, `precompute`, `evaluation` and
+`resume`; besides, here stands how a row of either kind of data becomes samples. May import those,
+`batches`, `checks`, `handover`, `references`, `sampling` and `scoring`; axolotl.
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -17,10 +16,13 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
+from axolotl_aot.batches import Batch, Collator
 from axolotl_aot.checks import AOTConfigError
 from axolotl_aot.effective_batch import EffectiveBatchMixin
 from axolotl_aot.evaluation import EvaluationMixin
 from axolotl_aot.handover import AOTSetup
+from axolotl_aot.precompute import PrecomputeMixin
+from axolotl_aot.references import fingerprint
 from axolotl_aot.resume import ResumeMixin
 from axolotl_aot.sampling import ShuffledSampler, StratifiedSampler
 from axolotl_aot.scoring import WEIGHT, Completions, Distributions
@@ -28,6 +30,8 @@ from axolotl_aot.scoring import WEIGHT, Completions, Distributions
 LOG = get_logger(__name__)
 
 LABEL = 2  # the column of an unpaired sample's label
+# `aot_` keys that change how a step is computed, and nothing of what it computes.
+NOT_OF_THE_RUN = {"aot_padding_free", "aot_max_tokens_per_micro_batch"}
 BATCH_KEYS = "micro_batch_size x gradient_accumulation_steps x processes"
 
 PAPER = {
@@ -44,17 +48,7 @@ PAPER = {
 }
 
 
-class WithWeights:
-    """TRL's collator, and the samples' weights, shape (samples,)."""
-
-    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]):
-        self.collator = collator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self.collator(examples), WEIGHT: torch.tensor([e[WEIGHT] for e in examples])}
-
-
-class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
+class AOTMixin(EffectiveBatchMixin, PrecomputeMixin, EvaluationMixin, ResumeMixin):
     """What AOT makes of a TRL trainer.
 
     rl: its type in the YAML. without_effect: the `aot_` keys that it does not read.
@@ -82,8 +76,10 @@ class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
             # TRL takes a loaded adapter for the start of training and copies it as the reference;
             # the reference of a trained AOT adapter is the model without it
             self.model.delete_adapter("ref")
-        if WEIGHT in self.train_dataset.column_names:
-            self.data_collator = WithWeights(self.data_collator)
+        self._attach(self.model, self.ref_model)
+        self._prepare_references()
+        lookup = None if self.references is None else self.references.lookup
+        self.data_collator = Collator(self.completions, self.processing_class.pad_token_id, lookup)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         """TRL's place to tokenize: `axolotl_aot.data` has done that, template and length included."""
@@ -94,8 +90,17 @@ class AOTMixin(EffectiveBatchMixin, EvaluationMixin, ResumeMixin):
         if WEIGHT not in self._signature_columns:
             self._signature_columns.append(WEIGHT)
 
+    @property
+    def _begins_as_reference(self) -> bool:
+        return self.setup.adapter is not None  # a YAML's model; others are taken as they come
+
+    def _reference_fingerprint(self) -> str:
+        model = self.accelerator.unwrap_model(self.ref_model or self.model)
+        return fingerprint(model.config, precision=self.accelerator.mixed_precision, dtype=model.dtype)
+
     def _run_settings(self) -> dict[str, Any]:
-        settings = {"rl": self.rl, "rl_beta": self.beta, **self.aot.model_dump(exclude=self.without_effect)}
+        aot = self.aot.model_dump(exclude=self.without_effect | NOT_OF_THE_RUN)
+        settings = {"rl": self.rl, "rl_beta": self.beta, **aot}
         if not self._whole:
             settings["micro_batch_size"] = self._sort_size
         # what the order of the samples depends on
@@ -116,9 +121,10 @@ class AOTTrainer(AOTMixin, AxolotlDPOTrainer):
     _name = "AOT"
     _paper = PAPER
     paired = True
+    completions = ("chosen_ids", "rejected_ids")
     columns = 4
 
-    def _pack(self, policy: Tensor, reference: Tensor, batch: dict[str, Any]) -> Tensor:
+    def _pack(self, policy: Tensor, reference: Tensor, batch: Batch) -> Tensor:
         return torch.stack([*policy.chunk(2), *reference.chunk(2)], dim=1)
 
     def _unpack(self, rows: Tensor) -> Completions:
@@ -133,16 +139,7 @@ class AOTTrainer(AOTMixin, AxolotlDPOTrainer):
     def _by_policy(self, gradient: Tensor) -> Tensor:
         return gradient[:, :2].T.reshape(-1)
 
-    def _precomputed_reference(self, batch: dict[str, Any]) -> Tensor | None:
-        if "ref_chosen_logps" not in batch:
-            return None
-        return torch.cat([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])
-
-    def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[Tensor, Tensor]:
-        """What TRL's `precompute_ref_log_probs` asks for: chosen and rejected, each (pairs,)."""
-        return self._precompute(*model_and_inputs).chunk(2)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         # Past AxolotlDPOTrainer's own, which collects garbage and empties the allocator's cache after
         # every micro-batch; torch_empty_cache_steps and gc_steps do that at the user's choice.
         return super(AxolotlDPOTrainer, self).training_step(*args, **kwargs)
@@ -160,16 +157,15 @@ class AOTUnpairedTrainer(AOTMixin, AxolotlKTOTrainer):
     _name = "AOT unpaired"
     _paper = PAPER
     paired = False
+    completions = ("completion_ids",)
     columns = 3
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._require_two_samples()
 
-    def _pack(self, policy: Tensor, reference: Tensor, batch: dict[str, Any]) -> Tensor:
-        # a tensor in TRL 1.9, a list of bools in 1.8
-        label = torch.as_tensor(batch["label"], dtype=policy.dtype, device=policy.device)
-        return torch.stack([policy, reference, label], dim=1)
+    def _pack(self, policy: Tensor, reference: Tensor, batch: Batch) -> Tensor:
+        return torch.stack([policy, reference, batch["label"].to(policy)], dim=1)
 
     def _unpack(self, rows: Tensor) -> Completions:
         policy, reference, label = rows[:, : self.columns].unbind(dim=1)
@@ -184,13 +180,6 @@ class AOTUnpairedTrainer(AOTMixin, AxolotlKTOTrainer):
 
     def _by_policy(self, gradient: Tensor) -> Tensor:
         return gradient[:, 0]
-
-    def _precomputed_reference(self, batch: dict[str, Any]) -> Tensor | None:
-        return batch.get("ref_logps")
-
-    def compute_ref_log_probs(self, *model_and_inputs: Any) -> tuple[Tensor, None]:
-        """What TRL's `precompute_ref_log_probs` asks for: (sequences,), and no KL term."""
-        return self._precompute(*model_and_inputs), None
 
     def _require_two_samples(self) -> None:
         if self._sort_size < 2:

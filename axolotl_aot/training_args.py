@@ -29,12 +29,12 @@ SAME_NAME = (
 def training_args(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """What is to be added to the training arguments that axolotl makes of a validated config."""
     args = {key: cfg[key] for key in SAME_NAME if cfg.get(key) is not None}
+    args["precompute_ref_log_probs"] = False  # TRL's own, before the model is wrapped; see `precompute`
     if not cfg.get("max_steps"):
         # axolotl's number of steps leaves the end of the last epoch out where epochs end with a small step
         args["max_steps"] = -1
     if active_rl(cfg) == "aot_unpaired":
-        precompute = bool(cfg.get("precompute_ref_log_probs"))
-        args.update(UNPAIRED, precompute_ref_log_probs=precompute)
+        args.update(UNPAIRED)
     if cfg.get("early_stopping_patience"):
         args.setdefault("metric_for_best_model", "eval_loss")
     # as for supervised fine-tuning: on demand, and with early stopping where checkpoints are of evaluated

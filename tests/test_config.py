@@ -47,6 +47,8 @@ def test_settings_have_the_documented_defaults():
         "aot_soft_sort_strength": 0.1,
         "aot_label_smoothing": 0.0,
         "aot_stratify": True,
+        "aot_padding_free": None,
+        "aot_max_tokens_per_micro_batch": None,
     }
     assert settings({"aot_penalty": None}).aot_penalty == "logistic"  # an empty key in the YAML
 
@@ -100,7 +102,12 @@ def test_settings_have_the_documented_defaults():
         ({**AOT, "fsdp_version": 2, **FSDP, **QLORA}, "`load_in_4bit: true` with FSDP.*DeepSpeed"),
         ({**AOT, "fsdp": ["full_shard"], "load_in_8bit": True}, "`load_in_8bit: true` with FSDP.*DDP"),
         ({**UNPAIRED, "fsdp_config": {"fsdp_version": 2}, **QLORA}, "`load_in_4bit: true`.*DeepSpeed"),
-        ({**AOT, **FSDP, "precompute_ref_log_probs": True}, "`precompute_ref_log_probs: true` with FSDP"),
+        (
+            {**AOT, "aot_max_tokens_per_micro_batch": 4096, "aot_scope": "micro_batch"},
+            "`aot_max_tokens_per_micro_batch: 4096` with `aot_scope: micro_batch`",
+        ),
+        ({**AOT, "aot_max_tokens_per_micro_batch": 0}, "`aot_max_tokens_per_micro_batch: 0`.*greater than 0"),
+        ({**AOT, "aot_padding_free": "yess"}, "`aot_padding_free: yess`"),
         (
             {**AOT, "accelerator_config": {"split_batches": True}},
             "`accelerator_config: split_batches: True`.*default is false",
@@ -140,6 +147,7 @@ def test_errors_name_the_key_the_value_and_the_remedy(cfg, message):
         ("aot_unpaired", {"remove_unused_columns": False, "kto_desirable_weight": None}),
         ("aot", {"rl_beta": 1, "aot_label_smoothing": 0.49}),
         ("aot", {**FSDP, "adapter": "lora"}),
+        ("aot", {**FSDP, "precompute_ref_log_probs": True}),
         ("aot", {"fsdp_version": 2, **FSDP, "adapter": "lora", "precompute_ref_log_probs": True}),
         ("aot", {"accelerator_config": {"even_batches": True, "split_batches": None}}),
         (

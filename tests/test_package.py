@@ -82,10 +82,14 @@ DATA_LAYERS = (
 # From the bottom up; a module may import those before it in this list, and no others of the package.
 LAYERS = (
     "dominance",
+    "head",
     "logprobs",
+    "batches",
+    "references",
     "sampling",
     "quickstart",
     "checks",
+    "ways",
     *DATA_LAYERS,
     "config",
     "training_args",
@@ -94,6 +98,7 @@ LAYERS = (
     "rescue",
     "scoring",
     "effective_batch",
+    "precompute",
     "evaluation",
     "resume",
     "trainers",

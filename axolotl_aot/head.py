@@ -1,0 +1,118 @@
+"""Log-probabilities of tokens from the hidden states before a model's head, a chunk of logits at a time.
+
+The logits of a large vocabulary are the largest tensor of preference training by far, and nobody needs
+them all at once. What is needed of a token is one number and, in training, that number's derivative by
+the token's hidden state. Where the head is frozen, as under LoRA, the derivative does not depend on the
+loss, so it is found while the logits are at hand, and they are computed once. Where the head is trained,
+they are computed again in the backward pass.
+
+Imports torch only.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+LOGITS_BYTES = 64 * 2**20  # of a chunk's logits in float32: fewer are slower, more are not faster
+
+Head = Callable[[Tensor], Tensor]  # hidden states (tokens, hidden size) to logits (tokens, vocabulary)
+
+
+class TokenScores(NamedTuple):
+    """Of each token: its log-probability in nats, shape (tokens,), and the derivative of that by the
+    hidden state before the head, shape (tokens, hidden size); None where it was not found.
+    """
+
+    logprobs: Tensor
+    gradient: Tensor | None
+
+    def of(self, lengths: list[int], sequences: list[int]) -> "TokenScores":
+        """The scores of some sequences' tokens; lengths: how many tokens each of all sequences has."""
+
+        def some(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            parts = values.split(lengths)
+            return torch.cat([parts[i] for i in sequences])
+
+        return TokenScores(some(self.logprobs), some(self.gradient))
+
+
+def token_scores(
+    hidden: Tensor, targets: Tensor, head: Head, *, vocabulary: int, trained: bool, keep: bool = False
+) -> TokenScores:
+    """Log-probabilities of tokens, differentiable in what the hidden states and the head come from.
+
+    In float32 (float64 for float64 logits) whatever the logits' dtype. No more than a chunk of logits is
+    held at a time, forwards or backwards.
+
+    Args:
+        hidden: shape (tokens, hidden size).
+        targets: the token that follows each of them, shape (tokens,).
+        head: gives the logits; a token's must depend on its own hidden state alone.
+        vocabulary: number of logits of a token, which decides how many tokens make a chunk.
+        trained: whether gradients are wanted in the head itself.
+        keep: without gradients, find the derivative nevertheless, for `known_scores` later; a trained
+            head has none.
+    """
+    size = max(1, LOGITS_BYTES // (4 * vocabulary))
+    chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
+    differentiable = torch.is_grad_enabled()
+    if not trained and (keep or differentiable):
+        logprobs, gradients = zip(*(_with_gradient(h.detach(), t, head) for h, t in chunks), strict=True)
+        scores = TokenScores(torch.cat(logprobs), torch.cat(gradients))
+        return known_scores(hidden, scores) if differentiable else scores
+    each = _recomputed if differentiable else _logprobs
+    return TokenScores(torch.cat([each(h, t, head) for h, t in chunks]), None)
+
+
+def known_scores(hidden: Tensor, known: TokenScores) -> TokenScores:
+    """Scores whose derivative is known, differentiable in what the hidden states come from."""
+    return known._replace(logprobs=_Known.apply(hidden, *known))
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, logprobs: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return logprobs.clone()
+
+    @staticmethod
+    def backward(ctx: Any, by_logprobs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (by_logprobs[:, None] * gradient).to(gradient.dtype), None, None
+
+
+def _logprobs(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    return _table(head(hidden)).gather(1, targets[:, None])[:, 0]
+
+
+def _recomputed(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    # an engine may show a sharded weight with another shape between forward and backward pass
+    return checkpoint(
+        _logprobs,
+        hidden,
+        targets,
+        head,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        determinism_check="none",
+    )
+
+
+def _with_gradient(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        logits = head(hidden.requires_grad_())
+    table = _table(logits.detach())
+    logprobs = table.gather(1, targets[:, None])[:, 0]
+    # d log p(target) / d logits is onehot(target) - p; here the negative, in the table's own memory
+    by_logits = table.exp_().scatter_add_(1, targets[:, None], -torch.ones_like(table[:, :1]))
+    (gradient,) = torch.autograd.grad(logits, hidden, by_logits.to(logits.dtype))
+    return logprobs, gradient.neg_()
+
+
+def _table(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -1,8 +1,8 @@
 """Micro-batches: put together from rows of data, joined, and cut anew by length.
 
-A batch holds `SEQUENCES`, each of shape (sequences, length), padded on the right; and whatever else, of
-shape (samples, ...). A sample of pairs has two sequences: all chosen ones come first, then all rejected
-ones. How many sequences a sample has is called `sides` here.
+A batch holds `SEQUENCES`, each of shape (sequences, length), filled up with 0 on the right; and whatever
+else, of shape (samples, ...). A sample of pairs has two sequences: all chosen ones come first, then all
+rejected ones. How many sequences a sample has is called `sides` here.
 
 May import `axolotl_aot.logprobs`; torch.
 """
@@ -29,22 +29,20 @@ Lookup = Callable[[list[int], list[int]], float]  # a prompt's and a completion'
 class Collator:
     """Rows of data to a batch.
 
-    completions: the columns that hold a sample's completions, one for each side. pad_token_id: what
-    `input_ids` are filled up with. reference: gives the log-probability of a completion under the
-    reference, where it was computed before.
+    completions: the columns that hold a sample's completions, one for each side. reference: gives the
+    log-probability of a completion under the reference, where it was computed before.
     """
 
-    def __init__(self, completions: Sequence[str], pad_token_id: int, reference: Lookup | None = None):
+    def __init__(self, completions: Sequence[str], reference: Lookup | None = None):
         self.completions = completions
-        self.pad_token_id = pad_token_id
         self.reference = reference
 
     def __call__(self, rows: list[Mapping[str, Any]]) -> Batch:
         pairs = [(row["prompt_ids"], row[column]) for column in self.completions for row in rows]
         batch = {
-            "input_ids": self._padded([[*p, *c] for p, c in pairs], self.pad_token_id),
-            "attention_mask": self._padded([[1] * (len(p) + len(c)) for p, c in pairs], 0),
-            "completion_mask": self._padded([[0] * len(p) + [1] * len(c) for p, c in pairs], 0),
+            "input_ids": _filled([[*p, *c] for p, c in pairs]),
+            "attention_mask": _filled([[1] * (len(p) + len(c)) for p, c in pairs]),
+            "completion_mask": _filled([[0] * len(p) + [1] * len(c) for p, c in pairs]),
         }
         for name in EXTRAS:
             if name in rows[0]:
@@ -54,8 +52,9 @@ class Collator:
             batch[REFERENCE] = logprobs.view(len(self.completions), len(rows)).T
         return batch
 
-    def _padded(self, sequences: list[list[int]], value: int) -> Tensor:
-        return pad_sequence([torch.tensor(s) for s in sequences], batch_first=True, padding_value=value)
+
+def _filled(sequences: list[list[int]]) -> Tensor:
+    return pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)
 
 
 def sizes(batch: Batch, sides: int) -> list[list[int]]:

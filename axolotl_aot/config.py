@@ -241,7 +241,7 @@ def _refuse_orphans(cfg: MutableMapping[str, Any]) -> None:
 
 def _describe(error: Any) -> str:
     key, value = error["loc"][0], error["input"]
-    choices = get_args(AOTArgs.model_fields[key].annotation)
+    choices = [c for c in get_args(AOTArgs.model_fields[key].annotation) if isinstance(c, str)]
     hint = ""
     if choices and (close := get_close_matches(str(value), choices, n=1)):
         hint = f". Did you mean {close[0]!r}?"

@@ -38,9 +38,9 @@ PLACE = "aot_place"  # where a micro-batch carries its `Place`
 POSITIONS = "aot_positions"  # and where each of its samples stands in the step's order
 PARTS = "aot_parts"  # the micro-batches of one of Trainer's accumulation steps
 
-# Without gradients a batch may hold this many times the largest micro-batch's tokens: one layer's
-# activations are alive, not all layers'.
-SCORING_FACTOR = 4
+# Micro-batches that are scored in one forward pass: without gradients one layer's activations are alive,
+# not all layers'.
+SCORED_AT_ONCE = 4
 # Derivatives by hidden states that are kept from scoring to training, so that the head runs once.
 KEPT_BYTES = 256 * 2**20
 
@@ -130,7 +130,7 @@ class EffectiveBatchMixin(ScoringMixin):
         first, left = self.args.process_index * micro_batch, self._samples_left(step)
         starts = range(first, first + len(batches) * processes * micro_batch, processes * micro_batch)
         batches = [self._positioned(batch, at, left) for batch, at in zip(batches, starts, strict=True)]
-        if not self._whole:
+        if not (self._whole and batches):
             return [{**batch, PLACE: Place(Step([None]), 0)} for batch in batches], count
         self.optimizer.train()  # an averaging optimizer shows other weights after an evaluation
         batches = [self._prepare_inputs(batch) for batch in batches]
@@ -172,28 +172,15 @@ class EffectiveBatchMixin(ScoringMixin):
         step = Step([None], share=accumulation / len(parts))
         places = [Place(step, 0)]
         kept = 0
-        for group in self._merged(parts[1:]):
+        # by number, not by size: all processes must run as many forward passes
+        for start in range(1, len(parts), SCORED_AT_ONCE):
+            group = parts[start : start + SCORED_AT_ONCE]
             for rows, tokens in self._score(group, keep=kept < KEPT_BYTES):
                 known = tokens if tokens.gradient is not None else None
                 kept += 0 if known is None else known.gradient.nbytes
                 places.append(Place(step, len(step.rows), known))
                 step.rows.append(rows)
         return [{**part, PLACE: place} for part, place in zip(parts, places, strict=True)]
-
-    def _merged(self, parts: list[Batch]) -> list[list[Batch]]:
-        """Micro-batches in groups that are scored at once."""
-        if not parts:
-            return []
-        way = self._way(parts[0])
-        samples = [sizes(part, self.sides) for part in parts]
-        room = SCORING_FACTOR * max(map(way.tokens, samples))
-        groups: list[list[int]] = []
-        for i in range(len(parts)):
-            if groups and way.tokens([s for j in (*groups[-1], i) for s in samples[j]]) <= room:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-        return [[parts[i] for i in group] for group in groups]
 
     def _score(self, parts: list[Batch], keep: bool) -> list[tuple[Tensor, TokenScores]]:
         """The rows of each micro-batch, and its tokens' scores; found in one forward pass of each model."""

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_BYTES = 64 * 2**20  # of a chunk's logits in float32: fewer are slower, more are not faster
+# Of a chunk's logits in float32. On a CPU fewer were slower and more no faster; a GPU needs some hundred
+# tokens at a time to be busy.
+LOGITS_BYTES = {"cpu": 48 * 2**20, "cuda": 256 * 2**20}
 
 Head = Callable[[Tensor], Tensor]  # hidden states (tokens, hidden size) to logits (tokens, vocabulary)
 
@@ -58,7 +60,8 @@ def token_scores(
         keep: without gradients, find the derivative nevertheless, for `known_scores` later; a trained
             head has none.
     """
-    size = max(1, LOGITS_BYTES // (4 * vocabulary))
+    limit = LOGITS_BYTES.get(hidden.device.type, LOGITS_BYTES["cuda"])
+    size = max(1, limit // (4 * vocabulary))
     chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
     differentiable = torch.is_grad_enabled()
     if not trained and (keep or differentiable):
@@ -78,12 +81,13 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, logprobs: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
+        ctx.dtype = hidden.dtype  # what is kept may have been widened on its way
         return logprobs.clone()
 
     @staticmethod
     def backward(ctx: Any, by_logprobs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (by_logprobs[:, None] * gradient).to(gradient.dtype), None, None
+        return (by_logprobs[:, None] * gradient).to(ctx.dtype), None, None
 
 
 def _logprobs(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:

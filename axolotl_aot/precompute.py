@@ -66,7 +66,8 @@ class PrecomputeMixin(ScoringMixin):
         sequences = self._sequences(dataset)
         known = [key for key in sequences if key in self.references]
         if known and not self._spot_checked:
-            fault = self._spot_check({key: sequences[key] for key in sorted(known)[:SPOT_CHECKS]})
+            shortest = sorted(known, key=lambda key: sum(map(len, sequences[key])))[:SPOT_CHECKS]
+            fault = self._spot_check({key: sequences[key] for key in shortest})
             if fault:
                 LOG.warning("%s is not of this reference: %s; computing it anew", self.references.path, fault)
                 self.references.clear()
@@ -119,7 +120,13 @@ class PrecomputeMixin(ScoringMixin):
                     self.references.update(gather_object(scored))
                     scored = []
                     if main:
-                        self.references.save()
+                        self._save_references()
+
+    def _save_references(self) -> None:
+        try:
+            self.references.save()
+        except OSError as error:  # this run needs no file
+            LOG.warning("the reference's log-probabilities are not kept for other runs: %s", error)
 
     def _spot_check(self, known: dict[bytes, Sequence]) -> str | None:
         """None, or how far some of what is known is from what the reference says now."""
@@ -128,7 +135,7 @@ class PrecomputeMixin(ScoringMixin):
 
     def _batch(self, sequences: list[Sequence]) -> dict[str, Any]:
         rows = [{"prompt_ids": s.prompt, "completion_ids": s.completion} for s in sequences]
-        return self._prepare_inputs(Collator(["completion_ids"], pad_token_id=0)(rows))
+        return self._prepare_inputs(Collator(["completion_ids"])(rows))
 
 
 class _BeforeTraining(TrainerCallback):

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast, is_peft_model
 from torch import Tensor, nn
 from trl.trainer.utils import use_adapter
 
 from axolotl_aot.batches import REFERENCE, SEQUENCES, Batch
 from axolotl_aot.dominance import dominance_loss, violation
 from axolotl_aot.logprobs import CompletionScores, attach, completion_logprobs
-from axolotl_aot.ways import Way, find_way
+from axolotl_aot.ways import Way, find_way, make_probe
 
 WEIGHT = "weight"  # the samples' masses in their distributions
 MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names
@@ -135,10 +135,12 @@ class ScoringMixin:
     def _way(self, batch: Batch) -> Way:
         """How this run scores; found at the first batch."""
         if self._found_way is None:
+            probe = make_probe(batch)
+            probe["input_ids"] = broadcast(probe["input_ids"])
             with self._scoring(), self.compute_loss_context_manager():
                 self._found_way = find_way(
-                    lambda probe, way: self._scores_in(way, self.model, probe),
-                    batch,
+                    lambda some, way: self._scores_in(way, self.model, some),
+                    probe,
                     attention=self.model.config._attn_implementation,  # transformers has no other place
                     padding_free=self.aot.aot_padding_free,
                     needs_one_row=self.aux_loss_enabled,

@@ -8,6 +8,7 @@ What is common to both is put together from `axolotl_aot.effective_batch`, `prec
 
 from typing import Any, ClassVar
 
+import pyarrow.compute as pc
 import torch
 from axolotl.core.trainers import AxolotlKTOTrainer
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
@@ -76,10 +77,11 @@ class AOTMixin(EffectiveBatchMixin, PrecomputeMixin, EvaluationMixin, ResumeMixi
             # TRL takes a loaded adapter for the start of training and copies it as the reference;
             # the reference of a trained AOT adapter is the model without it
             self.model.delete_adapter("ref")
+        self._require_samples_fit()
         self._attach(self.model, self.ref_model)
         self._prepare_references()
         lookup = None if self.references is None else self.references.lookup
-        self.data_collator = Collator(self.completions, self.processing_class.pad_token_id, lookup)
+        self.data_collator = Collator(self.completions, lookup)
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         """TRL's place to tokenize: `axolotl_aot.data` has done that, template and length included."""
@@ -89,6 +91,22 @@ class AOTMixin(EffectiveBatchMixin, PrecomputeMixin, EvaluationMixin, ResumeMixi
         super()._set_signature_columns_if_needed()
         if WEIGHT not in self._signature_columns:
             self._signature_columns.append(WEIGHT)
+
+    def _require_samples_fit(self) -> None:
+        limit = self.aot.aot_max_tokens_per_micro_batch
+        if limit is None:
+            return
+        columns = self.train_dataset.select_columns(["prompt_ids", *self.completions]).with_format("arrow")
+        longest = max(
+            pc.max(pc.add(pc.list_value_length(rows["prompt_ids"]), pc.list_value_length(rows[name]))).as_py()
+            for rows in columns.iter(batch_size=10_000)
+            for name in self.completions
+        )
+        if self.sides * longest > limit:
+            raise AOTConfigError(
+                f"`aot_max_tokens_per_micro_batch: {limit}`: the longest sample takes {self.sides * longest} "
+                f"tokens ({self.sides} x {longest}); set it to that or more, or lower sequence_len"
+            )
 
     @property
     def _begins_as_reference(self) -> bool:

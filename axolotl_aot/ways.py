@@ -51,7 +51,7 @@ Score = Callable[[Batch, Way], CompletionScores]
 
 def find_way(
     score: Score,
-    batch: Batch,
+    probe: Batch,
     *,
     attention: str,
     padding_free: bool | None,
@@ -63,7 +63,8 @@ def find_way(
 
     Args:
         score: scores a batch in a way, without gradients.
-        batch: to take some tokens from, on the model's device.
+        probe: what to try it on, see `make_probe`; the same on all processes, which must come to the same
+            conclusion.
         attention: transformers' name of the model's attention.
         needs_one_row: the model counts all tokens of a row, as the router's loss of a mixture of experts.
         epsilon: of the floating-point type that the model computes in.
@@ -79,7 +80,6 @@ def find_way(
             f"`{KEY}: true` with `attn_implementation: {attention}`: it cannot keep the sequences of one row "
             f"apart; use one of {', '.join(PADDING_FREE)}, or remove {KEY}"
         )
-    probe = _probe(batch)
     alone = [select(probe, [i], 1) for i in range(len(PROBE_TOKENS))]
     long_way = PADDED._replace(plain=True)
     expected = torch.cat([score(one, long_way).tokens.logprobs for one in alone])
@@ -117,8 +117,8 @@ def find_way(
     return way
 
 
-def _probe(batch: Batch) -> Batch:
-    """Sequences of the batch's own tokens; all of them completion."""
+def make_probe(batch: Batch) -> Batch:
+    """A few short sequences of the batch's own tokens, all of them completion."""
     ids = batch["input_ids"][batch["attention_mask"].bool()]
     ids = ids.repeat(-(-max(PROBE_TOKENS) // len(ids)))[: max(PROBE_TOKENS)]
     position = torch.arange(len(ids), device=ids.device)

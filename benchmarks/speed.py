@@ -63,7 +63,8 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained. lengths: tokens of each sequence, or "real" for a distribution of them.
+    """What is trained. lengths: tokens of each sequence, or "real" for a distribution of them, in which
+    prompts and completions have at most `longest` tokens together.
 
     prompt: the prompt's share of a sequence, for lengths in tokens. cached: whether the reference is
     computed before. micro_batch: in pairs.
@@ -72,6 +73,7 @@ class Case:
     model: str = "small"
     vocabulary: int | None = None
     lengths: str = "384"
+    longest: int = 512
     prompt: float = 0.5
     micro_batch: int = 4
     accumulation: int = 1
@@ -84,7 +86,7 @@ class Case:
 
 CASES = {
     "fixed": Case(),
-    "real": Case(lengths="real", accumulation=8),
+    "real": Case(lengths="real", accumulation=8, steps=1),
     "scope": Case(lengths="real", accumulation=16, cached=True, contenders=(MICRO, OURS), steps=2),
     "one": Case(lengths="real", cached=True, contenders=(MICRO, OURS), steps=6),
 }
@@ -138,7 +140,7 @@ def _text(answer: Any) -> str:
 def rows(case: Case, data: Path | None, count: int) -> dict[str, list]:
     rng = random.Random(1)
     if case.lengths == "real":
-        sizes = [tuple(min(n, 1024) for n in row) for row in real_lengths(data, count)]
+        sizes = [r for r in real_lengths(data, 20 * count) if r[0] + max(r[1:]) <= case.longest][:count]
     else:
         total = int(case.lengths)
         prompt = max(1, int(total * case.prompt))
@@ -367,6 +369,7 @@ def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
         "vocabulary": options.vocabulary,
         "adapter": options.adapter,
         "lengths": options.lengths,
+        "longest": options.longest,
         "accumulation": options.accumulation,
         "steps": options.steps,
         "contenders": options.contenders and tuple(options.contenders),
@@ -390,6 +393,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int)
     parser.add_argument("--adapter", choices=["full", "lora", "qlora"])
     parser.add_argument("--lengths", help="tokens of each sequence, or real")
+    parser.add_argument("--longest", type=int, help="of real lengths, prompt and completion together")
     parser.add_argument("--micro-batch", type=int, nargs="+", help="in pairs; several are tried in turn")
     parser.add_argument("--accumulation", type=int)
     parser.add_argument("--steps", type=int, help="measured, after one that is not")

@@ -1,12 +1,14 @@
 """One big batch, however it is cut; against float64 autograd, and against TRL's own trainer."""
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from axolotl_aot.checks import AOTConfigError
 from tests.helpers import Snapshots, column, counting_forwards, steps
 from tests.test_dominance import brute_force
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows, write_jsonl
@@ -31,7 +33,15 @@ def cut(micro_batch: int, accumulation: int) -> dict:
 # --- However it is cut --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"aot_dominance": "second", "aot_sort": "soft"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"aot_dominance": "second", "aot_sort": "soft"},
+        {"aot_padding_free": False},
+        {"aot_max_tokens_per_micro_batch": 120},
+    ],
+)
 def test_loss_and_gradient_do_not_depend_on_the_cut(build, config, adapter, options):
     runs = []
     for micro_batch, accumulation in CUTS:
@@ -46,6 +56,66 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(build, config, adapter, opti
         # differences of log-probabilities of some 60 nats: float32 leaves about 1e-5 of them
         for key in ("rewards/margins", "dominance/violation"):
             assert column(other, key) == pytest.approx(column(first, key), abs=2e-5), key
+
+
+@contextmanager
+def shapes(trainer):
+    """Collects the shape of what the policy gets in each training pass."""
+    seen = []
+    handle = trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: (
+            seen.append(tuple(kwargs["input_ids"].shape)) if module.training else None
+        ),
+        with_kwargs=True,
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("padding_free", [None, False])
+@pytest.mark.parametrize(("accumulation", "limit"), [(1, 100), (8, 300), (2, 100)])
+def test_micro_batches_keep_to_a_number_of_tokens(build, config, padding_free, accumulation, limit):
+    """More of them than Trainer's accumulation steps, fewer, and some of those empty."""
+    keys = {"aot_max_tokens_per_micro_batch": limit, "aot_padding_free": padding_free, "max_steps": 2}
+    trainer = build({**config, **cut(16 // accumulation, accumulation), **keys})
+    with shapes(trainer) as seen:
+        trainer.train()
+    whole = build({**config, **cut(16, 1), "max_steps": 2})
+    with shapes(whole) as one:
+        whole.train()
+    assert max(rows * width for rows, width in seen) <= limit < max(rows * width for rows, width in one)
+    for key in ("loss", "grad_norm", "dominance/violation", "logps/chosen"):
+        assert column(trainer, key) == pytest.approx(column(whole, key), rel=1e-4, abs=1e-5)
+
+
+def test_cutting_by_length_leaves_little_padding(build, config):
+    taken = {}
+    for name, options in (
+        ("neither", {"aot_scope": "micro_batch", "aot_padding_free": False}),
+        ("by length", {"aot_padding_free": False}),
+        ("both", {}),
+    ):
+        trainer = build({**config, **cut(4, 4), **options, "max_steps": 3})
+        with shapes(trainer) as seen:
+            trainer.train()
+        taken[name] = sum(rows * width for rows, width in seen)
+    tokens = {}
+    for row in trainer.train_dataset:
+        for side in trainer.completions:
+            tokens[str((row["prompt_ids"], row[side]))] = len(row["prompt_ids"]) + len(row[side])
+    if config["rl"] == "aot":  # the three steps are one epoch of the 48 pairs
+        assert taken["both"] >= sum(tokens.values())
+        assert taken["both"] <= 1.2 * sum(tokens.values())
+    assert taken["both"] <= taken["by length"] <= 0.95 * taken["neither"]
+
+
+def test_a_sample_that_exceeds_the_tokens_of_a_micro_batch_is_refused(build, paired_config):
+    with pytest.raises(
+        AOTConfigError, match=r"`aot_max_tokens_per_micro_batch: 20`: the longest.*\(2 x \d+\)"
+    ):
+        build({**paired_config, "aot_max_tokens_per_micro_batch": 20})
 
 
 def test_the_scope_makes_a_difference(build, paired_config):
@@ -312,11 +382,12 @@ def test_the_policy_runs_forward_once_where_it_can(build, config, accumulation, 
     assert seen == PROBES + [True] * (4 * accumulation * passes)
 
 
-def test_all_micro_batches_but_the_first_are_scored_without_gradients(build, config):
-    trainer = build({**config, **cut(4, 3), "max_steps": 2})
+@pytest.mark.parametrize(("accumulation", "scored"), [(3, 1), (6, 2)])
+def test_all_micro_batches_but_the_first_are_scored_four_at_a_time(build, config, accumulation, scored):
+    trainer = build({**config, **cut(2, accumulation), "max_steps": 2})
     with counting_forwards(trainer.model) as seen:
         trainer.train()
-    assert seen == PROBES + ([False] * 2 + [True] * 3) * 2
+    assert seen == PROBES + ([False] * scored + [True] * accumulation) * 2
 
 
 def test_the_same_yaml_twice_gives_the_same_losses(build, config, adapter):

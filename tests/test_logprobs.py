@@ -1,54 +1,276 @@
-"""Completion log-probabilities against one sequence at a time, in float64."""
+"""Log-probabilities and every gradient against all logits, one sequence at a time."""
+
+import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from axolotl_aot.logprobs import completion_logprobs
+from axolotl_aot import head
+from axolotl_aot.logprobs import attach, binned, completion_logprobs, packed, padded
+from tests.architectures import ARCHITECTURES, COMMON, make
 
-SEQUENCES = [([5, 6, 7], [8, 9, 10, 11]), ([5], [12]), ([30, 31, 32, 33, 34], [35, 36])]
+VOCABULARY = COMMON["vocab_size"]
+# Prompts and completions: odd sizes, a completion of one token, an empty prompt, nothing but one token.
+SIZES = [(9, 11), (11, 1), (0, 7), (1, 17), (3, 2), (0, 1)]
+WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5, -0.25, 3.0])  # of the sequences in the loss
 
 
-def padded_batch():
-    length = max(len(p) + len(c) for p, c in SEQUENCES)
-    ids, attention, completion = (torch.zeros(len(SEQUENCES), length, dtype=torch.long) for _ in range(3))
-    for row, (p, c) in enumerate(SEQUENCES):
+def sequences() -> list[tuple[list[int], list[int]]]:
+    generator = torch.Generator().manual_seed(1)
+    tokens = iter(torch.randint(5, VOCABULARY, (200,), generator=generator).tolist())
+    return [([next(tokens) for _ in range(p)], [next(tokens) for _ in range(c)]) for p, c in SIZES]
+
+
+def batch() -> dict[str, torch.Tensor]:
+    length = max(map(sum, SIZES))
+    ids, attention, completion = (torch.zeros(len(SIZES), length, dtype=torch.long) for _ in range(3))
+    for row, (p, c) in enumerate(sequences()):
         ids[row, : len(p) + len(c)] = torch.tensor(p + c)
         attention[row, : len(p) + len(c)] = 1
         completion[row, len(p) : len(p) + len(c)] = 1
     return {"input_ids": ids, "attention_mask": attention, "completion_mask": completion}
 
 
-def one_by_one(model) -> list[float]:
+def one_by_one(model) -> torch.Tensor:
+    """The long way, by nothing of the package."""
     sums = []
-    for prompt, completion in SEQUENCES:
-        logits = model(torch.tensor([prompt + completion])).logits[0].double()
-        table = torch.log_softmax(logits, dim=-1)
-        positions = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
-        sums.append(sum(table[i, t].item() for i, t in zip(positions, completion, strict=True)))
-    return sums
+    for prompt, completion in sequences():
+        ids = torch.tensor([prompt + completion])
+        logits = model(input_ids=ids).logits[0]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        start = max(len(prompt), 1)
+        table = torch.log_softmax(logits[start - 1 : -1], dim=-1)
+        sums.append(table.gather(1, ids[0, start:, None]).sum())
+    return torch.stack(sums)
+
+
+def gradients(model, logprobs) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    (WEIGHTS * logprobs).sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(one: dict, other: dict) -> float:
+    """Relative to the other's size, over all parameters."""
+    assert set(one) == set(other)
+    apart = sum((one[n].double() - other[n].double()).square().sum() for n in other)
+    return float((apart / sum(other[n].double().square().sum() for n in other)).sqrt())
+
+
+@pytest.fixture(params=[None, 1, 3, 7], ids="chunks of {}".format)
+def chunk(request, monkeypatch):
+    """Tokens in a chunk; None: all of them."""
+    if request.param:
+        monkeypatch.setitem(head.LOGITS_BYTES, "cpu", 4 * VOCABULARY * request.param)
+
+
+LAYOUTS = {"padded": padded, "packed": packed, "binned": binned}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_with_and_without_padding(name, layout):
+    model = make(name)
+    expected = one_by_one(model)
+    wanted = gradients(model, expected)
+    attach(model)
+    attach(model)  # once is enough, twice does no harm
+    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layout])
+    assert scores.logprobs.tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-5)
+    found = gradients(model, scores.logprobs)
+    for parameter, gradient in wanted.items():
+        # a gradient that is zero but for rounding (as of a key's bias) is measured by the others
+        size = max(gradient.norm(), 1e-3 * max(g.norm() for g in wanted.values()))
+        assert (found[parameter] - gradient).norm() <= 1e-5 * size, parameter
+
+
+TRAINED = {
+    "all of it": lambda model: model,
+    "all but the head": lambda model: model.get_output_embeddings().requires_grad_(False),
+    "the head alone": lambda model: (
+        model.requires_grad_(False),
+        model.get_output_embeddings().requires_grad_(True),
+    ),
+}
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("name", ["llama", "llama, tied", "gemma2", "phi"])
+def test_any_chunks_and_any_part_of_the_model_trained(name, trained, chunk):
+    model = make(name)
+    TRAINED[trained](model)
+    expected = one_by_one(model)
+    wanted = gradients(model, expected)
+    attach(model)
+    scores = completion_logprobs(model, **batch())
+    assert scores.logprobs.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
 
 
 @pytest.mark.parametrize(
-    ("dtype", "out", "tolerance"),
-    [
-        (torch.float64, torch.float64, 1e-12),
-        (torch.float32, torch.float32, 1e-5),
-    ],
+    "targets", ["all-linear", ["q_proj", "lm_head"], ["v_proj", "embed_tokens"]], ids=str
 )
-def test_equals_each_sequence_alone(tiny_model, dtype, out, tolerance):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype)
-    values, _ = completion_logprobs(model, **padded_batch())
-    assert values.dtype == out
-    assert values.tolist() == pytest.approx(one_by_one(model), rel=tolerance)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_adapters_on_the_body_the_head_and_the_embeddings(targets, layout, chunk):
+    base = make("llama, tied" if "embed_tokens" in targets else "llama")
+    config = LoraConfig(
+        r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    torch.manual_seed(1)
+    model = get_peft_model(base, config).eval()
+    expected = one_by_one(model)
+    wanted = gradients(model, expected)
+    attach(model.get_base_model())
+    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layout])
+    assert scores.logprobs.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
+    with model.disable_adapter(), torch.no_grad():
+        reference = completion_logprobs(model, **batch(), layout=LAYOUTS[layout])
+        assert reference.logprobs.tolist() == pytest.approx(one_by_one(model).tolist(), rel=1e-5)
 
 
-def test_half_precision_logits_are_summed_in_float32(tiny_model):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
-    values, outputs = completion_logprobs(model, **padded_batch())
-    assert values.dtype == torch.float32
-    batch = padded_batch()
-    table = torch.log_softmax(outputs.logits[:, :-1].double(), -1)
-    table = table.gather(2, batch["input_ids"][:, 1:, None])[..., 0]
-    expected = (table * batch["completion_mask"][:, 1:]).sum(1)
-    assert values.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+@pytest.mark.parametrize("kind", ["float64", "float32"])
+def test_sums_have_the_precision_of_the_model_or_float32(kind):
+    model = make("llama", getattr(torch, kind))
+    attach(model)
+    assert completion_logprobs(model, **batch()).logprobs.dtype == getattr(torch, kind)
+    half = make("llama", torch.bfloat16)
+    attach(half)
+    assert completion_logprobs(half, **batch()).logprobs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trained head"])
+@pytest.mark.parametrize("mode", ["weights", "autocast"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_bfloat16_is_as_close_to_float64_as_all_logits_are(name, mode, frozen, chunk):
+    exact = make(name, torch.float64)
+    model = make(name, torch.bfloat16 if mode == "weights" else torch.float32)
+    for one in (exact, model):
+        one.get_output_embeddings().requires_grad_(not frozen)
+    if mode == "weights":
+        exact.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    reference = one_by_one(exact)
+    wanted = gradients(exact, reference)
+    attach(model)
+    found = {}
+    for plain in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
+            logprobs = completion_logprobs(model, **batch(), plain=plain).logprobs
+        found[plain] = (float((logprobs - reference).norm()), distance(gradients(model, logprobs), wanted))
+    for own, plain in zip(found[False], found[True], strict=True):
+        assert 0 < own <= 1.5 * plain
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_4_bit_weights(tiny_model, layout):
+    """On a CPU in training mode: in evaluation mode bitsandbytes lets no gradient through."""
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    base = AutoModelForCausalLM.from_pretrained(
+        tiny_model, quantization_config=quantization, dtype=torch.float32, attn_implementation="sdpa"
+    )
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(base, config).train()
+    expected = one_by_one(model)
+    wanted = gradients(model, expected)
+    attach(model.get_base_model())
+    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layout])
+    assert scores.logprobs.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
+    assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing(reentrant, chunk):
+    model = make("llama").train()
+    wanted = gradients(model, one_by_one(model))
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    attach(model)
+    logprobs = completion_logprobs(model, **batch(), layout=packed).logprobs
+    assert distance(gradients(model, logprobs), wanted) <= 1e-5
+
+
+def test_a_router_keeps_its_loss():
+    model = make("mixtral")
+    attention = batch()["attention_mask"]
+    expected = model(
+        input_ids=batch()["input_ids"], attention_mask=attention, output_router_logits=True
+    ).aux_loss
+    attach(model)
+    for layout in (padded, packed):
+        scores = completion_logprobs(model, **batch(), layout=layout, output_router_logits=True)
+        assert scores.aux_loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- Scores that are kept --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layouts", [(padded, padded), (packed, packed), (padded, binned)])
+def test_what_scoring_found_is_as_good_as_the_head(layouts, chunk):
+    model = make("gemma2")
+    model.get_output_embeddings().requires_grad_(False)
+    wanted = gradients(model, one_by_one(model))
+    attach(model)
+    with torch.no_grad():
+        scored = completion_logprobs(model, **batch(), layout=layouts[0], keep=True)
+    calls = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda module, args: calls.append(args[0].shape))
+    known = scored.tokens.of(scored.lengths, list(range(len(SIZES))))
+    scores = completion_logprobs(model, **batch(), layout=layouts[1], known=known)
+    assert torch.equal(scores.logprobs, scored.logprobs)
+    assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
+
+
+def test_a_trained_head_keeps_nothing():
+    model = make("llama")
+    attach(model)
+    with torch.no_grad():
+        assert completion_logprobs(model, **batch(), keep=True).tokens.gradient is None
+
+
+# --- Memory ----------------------------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of one tensor that any operation has made, its vocabulary last."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.ndim and result.shape[-1] == VOCABULARY:
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_no_more_than_a_chunk_of_logits_exists(frozen, monkeypatch):
+    model = make("gemma2")
+    model.get_output_embeddings().requires_grad_(not frozen)
+    attach(model)
+    monkeypatch.setitem(head.LOGITS_BYTES, "cpu", 4 * VOCABULARY * 5)
+    largest = {}
+    for plain in (False, True):
+        with Largest() as mode:
+            (WEIGHTS * completion_logprobs(model, **batch(), plain=plain).logprobs).sum().backward()
+        largest[plain] = mode.elements
+    assert largest[False] <= max(5 * VOCABULARY, 32 * VOCABULARY)  # the weights' own gradient has 32 rows
+    assert largest[True] == len(SIZES) * max(map(sum, SIZES)) * VOCABULARY
+
+
+def test_the_model_is_what_it_was_for_everybody_else(tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    twin = copy.deepcopy(model)
+    attach(model)
+    ids = batch()["input_ids"][:1]
+    assert torch.equal(model(ids).logits, twin(ids).logits)
+    completion_logprobs(model, **batch())
+    assert torch.equal(model(ids, labels=ids).loss, twin(ids, labels=ids).loss)
+    assert model.state_dict().keys() == twin.state_dict().keys()
+    assert "forward" not in model.lm_head.__dict__
+    assert [type(m) for m in model.children()] == [type(m) for m in twin.children()]
+    assert torch.equal(model.generate(ids, max_new_tokens=3), twin.generate(ids, max_new_tokens=3))

@@ -1,0 +1,90 @@
+"""Which way of scoring a model gets, and what is said where it is not the shortest."""
+
+import logging
+
+import pytest
+import torch
+
+from axolotl_aot.checks import AOTConfigError
+from axolotl_aot.logprobs import attach, completion_logprobs
+from axolotl_aot.ways import ONE_ROW, PADDED, PADDING_FREE, find_way, make_probe
+from tests.architectures import make
+from tests.test_logprobs import batch
+
+BINNED = PADDING_FREE["sdpa"]
+
+
+def way_of(model, **options):
+    attach(model)
+    arguments = {
+        "attention": "sdpa",
+        "padding_free": None,
+        "needs_one_row": False,
+        "epsilon": torch.finfo(model.dtype).eps,
+        "model": type(model).__name__,
+    }
+
+    @torch.no_grad()
+    def score(probe, way):
+        return completion_logprobs(model, **probe, layout=way.layout, plain=way.plain)
+
+    return find_way(score, make_probe(batch()), **{**arguments, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "way"),
+    [
+        ({}, BINNED),
+        ({"padding_free": True}, BINNED),
+        ({"padding_free": False}, PADDED),
+        ({"attention": "eager"}, PADDED),
+        ({"needs_one_row": True}, ONE_ROW),
+        ({"attention": "flash_attention_2"}, ONE_ROW),
+        ({"attention": "kernels-community/flash-attn2@v1:varlen"}, ONE_ROW),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_attention_and_the_yaml_decide(options, way, dtype, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert way_of(make("llama", dtype), **options) == way
+    assert not caplog.text
+
+
+def test_attention_that_mixes_a_rows_sequences_is_not_used_so(caplog):
+    model = make("qwen3_next")  # its linear attention carries a state over the whole row
+    with caplog.at_level(logging.WARNING):
+        assert way_of(model) == PADDED
+    assert "Qwen3NextForCausalLM is scored with padding" in caplog.text and "nats a token" in caplog.text
+    with pytest.raises(AOTConfigError, match="`aot_padding_free: true` does not fit Qwen3NextForCausalLM"):
+        way_of(model, padding_free=True)
+
+
+def test_a_backend_that_cannot_is_an_error_only_where_it_was_asked_for():
+    message = "`aot_padding_free: true` with `attn_implementation: eager`.*flash_attention_2.*sdpa"
+    with pytest.raises(AOTConfigError, match=message):
+        way_of(make("llama"), attention="eager", padding_free=True)
+
+
+def test_a_model_that_is_built_otherwise_is_scored_by_all_logits(caplog):
+    model = make("opt", word_embed_proj_dim=32, ffn_dim=64)  # the head's model has no body to stand in for
+    with caplog.at_level(logging.WARNING):
+        assert way_of(model) == PADDED._replace(plain=True)
+    assert "OPTForCausalLM: all logits are computed and kept" in caplog.text
+    assert "OPTForCausalLM is scored with padding" in caplog.text  # positions come from the mask
+
+
+def test_logits_that_depend_on_each_other_are_noticed(caplog):
+    """A head with code of its own after it, which no table of architectures could know."""
+    model = make("llama")
+    original = model.forward
+
+    def forward(*args, **kwargs):
+        outputs = original(*args, **kwargs)
+        outputs.logits = outputs.logits - outputs.logits[:, :1]
+        return outputs
+
+    model.forward = forward
+    with caplog.at_level(logging.WARNING):
+        assert way_of(model, padding_free=False) == PADDED._replace(plain=True)
+    assert "log-probabilities are off by" in caplog.text

@@ -145,6 +145,12 @@ def translate(cfg: MutableMapping[str, Any]) -> str | None:
         LOG.warning("aot_stratify has no effect with `rl: aot`: a pair has both labels")
     if cfg.get("lora_dropout"):
         LOG.warning("lora_dropout has no effect: TRL switches dropout off for preference training")
+    if cfg.get("torch_compile"):
+        LOG.warning(
+            "torch_compile has no effect with `rl: %s`: log-probabilities are computed within the model's forward "
+            "pass, which torch cannot compile",
+            rl,
+        )
     target = RL_TYPES[rl]
     for key, value in target.settings.items():
         if cfg.get(key) not in (None, value):

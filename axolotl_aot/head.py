@@ -81,7 +81,7 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, logprobs: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
-        ctx.dtype = hidden.dtype  # what is kept may have been widened on its way
+        ctx.dtype = hidden.dtype
         return logprobs.clone()
 
     @staticmethod

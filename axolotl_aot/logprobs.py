@@ -22,12 +22,29 @@ from transformers.utils import ModelOutput
 from axolotl_aot.head import TokenScores, known_scores, token_scores
 
 
+class Exact:
+    """Scores without a graph, in a box: accelerate and FSDP2 cast a model's output, but not this."""
+
+    def __init__(self, scores: TokenScores):
+        self.scores = scores._replace(logprobs=scores.logprobs.detach())
+
+    def differentiable_by(self, cast: Tensor) -> TokenScores:
+        """The scores, with the graph of what an engine has made of the log-probabilities."""
+        exact = self.scores.logprobs
+        if cast.dtype != exact.dtype:
+            cast = cast.to(exact.dtype)
+            cast = cast + (exact - cast.detach())
+        return self.scores._replace(logprobs=cast)
+
+
 @dataclass
 class ScoredOutput(ModelOutput):
-    """What a model with `attach` answers: `TokenScores`, and the router's loss of a mixture of experts."""
+    """What a model with `attach` answers: log-probabilities, the same and their derivatives in a box, and the
+    router's loss of a mixture of experts.
+    """
 
     logprobs: Tensor | None = None
-    gradient: Tensor | None = None
+    exact: Exact | None = None
     aux_loss: Tensor | None = None
 
 
@@ -159,9 +176,9 @@ def completion_logprobs(
         use_cache=False,
         scoring=Request(positions, targets, known, keep, plain),
     )
-    sums = [part.sum() for part in outputs.logprobs.split(lengths)]
-    tokens = TokenScores(outputs.logprobs, outputs.gradient)
-    return CompletionScores(torch.stack(sums), tokens, lengths, outputs.aux_loss)
+    tokens = outputs.exact.differentiable_by(outputs.logprobs)
+    sums = torch.stack([part.sum() for part in tokens.logprobs.split(lengths)])
+    return CompletionScores(sums, tokens, lengths, outputs.aux_loss)
 
 
 class Request(NamedTuple):
@@ -177,11 +194,19 @@ class Request(NamedTuple):
 def attach(model: PreTrainedModel) -> None:
     """Let the model's forward pass take `scoring`, a `Request`, and answer with a `ScoredOutput`.
 
-    Without it the forward pass is what it was. Attaching twice changes nothing.
+    Without it the forward pass is what it was.
     """
-    if isinstance(getattr(model.forward, "__self__", None), _Scorer):
-        return
-    model.forward = _Scorer(model).forward
+    scorer = _Scorer(model)
+
+    # a function, and not a bound method, whose function accelerate would bind to the model; torch.compile
+    # cannot follow a forward pass within a forward pass
+    @torch.compiler.disable
+    def forward(*args: Any, scoring: Request | None = None, **kwargs: Any) -> Any:
+        if scoring is None:
+            return scorer.original(*args, **kwargs)
+        return scorer.score(scoring, *args, **kwargs)
+
+    model.forward = forward
 
 
 class _Scorer:
@@ -191,10 +216,7 @@ class _Scorer:
         self.model = model
         self.original = model.forward
 
-    @torch.compiler.disable(recursive=False)
-    def forward(self, *args: Any, scoring: Request | None = None, **kwargs: Any) -> Any:
-        if scoring is None:
-            return self.original(*args, **kwargs)
+    def score(self, scoring: Request, *args: Any, **kwargs: Any) -> ScoredOutput:
         if scoring.plain:
             return self._plain(scoring, *args, **kwargs)
         head = self.model.get_output_embeddings()
@@ -214,15 +236,15 @@ class _Scorer:
                 outputs = self.original(*args, **kwargs)
         finally:
             hook.remove()
-        (logprobs,) = returned
-        return ScoredOutput(logprobs[0, :, 0], *gradients, outputs.get("aux_loss"))
+        scores = TokenScores(returned[0][0, :, 0], *gradients)
+        return ScoredOutput(scores.logprobs, Exact(scores), outputs.get("aux_loss"))
 
     def _plain(self, scoring: Request, *args: Any, **kwargs: Any) -> ScoredOutput:
         outputs = self.original(*args, **kwargs)
         logits = outputs.logits.flatten(0, -2)[scoring.positions]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logprobs = -nn.functional.cross_entropy(logits, scoring.targets, reduction="none")
-        return ScoredOutput(logprobs, None, outputs.get("aux_loss"))
+        return ScoredOutput(logprobs, Exact(TokenScores(logprobs, None)), outputs.get("aux_loss"))
 
     def _score(self, hidden: Tensor, scoring: Request, head_forward: Callable) -> TokenScores:
         if scoring.known is not None:

@@ -122,7 +122,7 @@ class ScoringMixin:
         """Let these models answer with log-probabilities; PEFT's wrapping, if any, is looked through."""
         for model in models:
             if model is not None:
-                bare = self.accelerator.unwrap_model(model)
+                bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
                 attach(bare.get_base_model() if is_peft_model(bare) else bare)
 
     def _scores(self, model: nn.Module, batch: Batch, **kwargs: Any) -> CompletionScores:

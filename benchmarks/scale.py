@@ -43,7 +43,7 @@ def simulated(trainer_cls: type, processes: int, **keys: object):
             self.beta = 0.01
             self.args = SimpleNamespace(world_size=processes, process_index=processes // 2)
             self.state = SimpleNamespace(global_step=0)
-            self.setup = SimpleNamespace(one_label_steps=0)
+            self.setup = SimpleNamespace(one_label_steps=0, adapter=None)
             self._metrics = {"train": defaultdict(list)}
 
         def _gather(self, rows: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def simulated(trainer_cls: type, processes: int, **keys: object):
 
 
 def rows(trainer_cls: type, count: int, generator: torch.Generator) -> Tensor:
-    """Scores as after some training, every one of a sample and none of a copy."""
+    """Scores as after some training, and the samples' positions; none is a copy."""
     if trainer_cls is AOTUnpairedTrainer:
         reference = -60 + 10 * torch.randn(count, 1, generator=generator)
         label = (torch.rand(count, 1, generator=generator) < 0.3).float()
@@ -61,7 +61,7 @@ def rows(trainer_cls: type, count: int, generator: torch.Generator) -> Tensor:
     else:
         reference = -60 + 10 * torch.randn(count, 2, generator=generator)
         columns = [reference + torch.randn(count, 2, generator=generator), reference]
-    return torch.cat([*columns, torch.ones(count, 1)], dim=1)
+    return torch.cat([*columns, torch.arange(count)[:, None]], dim=1)
 
 
 def seconds(trainer_cls: type, processes: int, **keys: object) -> float:
@@ -81,7 +81,7 @@ def seconds(trainer_cls: type, processes: int, **keys: object) -> float:
 
 def gather_seconds(trainer_cls: type, processes: int) -> float:
     """On paper: the bytes of all rows through the network, and the hops."""
-    columns = 5 if trainer_cls.paired else 4  # the last one tells samples from copies
+    columns = 5 if trainer_cls.paired else 4  # the last one is the position
     return processes * SAMPLES * columns * 4 / BANDWIDTH + HOP * math.log2(processes)
 
 

@@ -227,6 +227,7 @@ def build(contender: str, case: Case, data: dict[str, list], folder: Path, atten
     from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
     from datasets import Dataset
     from peft import LoraConfig, prepare_model_for_kbit_training
+    from transformers import set_seed
     from trl import DPOConfig, DPOTrainer
 
     from axolotl_aot.config import AOTArgs
@@ -260,12 +261,14 @@ def build(contender: str, case: Case, data: dict[str, list], folder: Path, atten
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "disable_tqdm": True,
         "beta": 0.1,
+        "seed": 42,
     }
     common = {
         "train_dataset": Dataset.from_dict(data),
         "processing_class": tokenizer,
         "peft_config": None if case.adapter == "full" else lora,
     }
+    set_seed(args["seed"])  # LoRA is drawn alike for all
     if contender in (TRL, LIGER):
 
         class Tokenized(DPOTrainer):

@@ -3,7 +3,7 @@
 import pytest
 
 from axolotl_aot.trainers import AOTTrainer, AOTUnpairedTrainer
-from benchmarks import preparation, scale
+from benchmarks import preparation, scale, speed
 
 
 @pytest.mark.parametrize("trainer_cls", [AOTTrainer, AOTUnpairedTrainer])
@@ -18,3 +18,24 @@ def test_the_runs_that_are_compared_prepare_data(tmp_path, name):
     preparation.write_rows(tmp_path / "rows.jsonl", 2_000)
     preparation.write_model(tmp_path, tmp_path / "rows.jsonl")
     assert preparation.prepare(tmp_path, preparation.RUNS[name]) > 0
+
+
+def test_a_step_takes_less_time_and_memory_than_trls():
+    # 0.2 and 0.3 were measured; a machine's noise is far from 1
+    case = speed.Case(
+        vocabulary=32_000, micro_batch=2, lengths="256", steps=2, contenders=(speed.TRL, speed.OURS)
+    )
+    results = {name: speed.in_its_own_process(name, case, None, "sdpa") for name in case.contenders}
+    assert not any("failed" in result for result in results.values()), results
+    trls, ours = results.values()
+    for key in ("loss", "grad_norm"):  # of the same work
+        assert ours[key] == pytest.approx(trls[key], rel=1e-4)
+    assert ours["seconds"] < trls["seconds"]
+    assert ours["bytes"] < trls["bytes"]
+
+
+def test_lengths_without_data_are_like_those_of_real_pairs():
+    """Medians and spread as benchmarks.speed says: of prompt, chosen and rejected."""
+    lengths = speed.real_lengths(None, 2_000)
+    for column, median in zip(zip(*lengths, strict=True), (30, 270, 250), strict=True):
+        assert sorted(column)[1_000] == pytest.approx(median, rel=0.1)

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -192,6 +194,18 @@ def test_gradient_checkpointing(reentrant, chunk):
     assert distance(gradients(model, logprobs), wanted) <= 1e-5
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_activations_kept_elsewhere(frozen, chunk):
+    """As activation offloading does, by hooks on all that autograd saves."""
+    model = make("llama")
+    model.get_output_embeddings().requires_grad_(not frozen)
+    wanted = gradients(model, one_by_one(model))
+    attach(model)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.numpy().copy(), torch.from_numpy):
+        logprobs = completion_logprobs(model, **batch()).logprobs
+    assert distance(gradients(model, logprobs), wanted) <= 1e-5
+
+
 def test_a_router_keeps_its_loss():
     model = make("mixtral")
     attention = batch()["attention_mask"]
@@ -202,6 +216,36 @@ def test_a_router_keeps_its_loss():
     for layout in (padded, packed):
         scores = completion_logprobs(model, **batch(), layout=layout, output_router_logits=True)
         assert scores.aux_loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.fixture
+def one_process_group(tmp_path):
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield dist.device_mesh.init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trained head"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_fsdp2_in_mixed_precision_rounds_no_log_probability(one_process_group, plain, frozen):
+    """Its policy, as accelerate sets it, casts what a model returns."""
+    alone, sharded = (make("llama", torch.bfloat16), make("llama", torch.float32))
+    sharded.load_state_dict({k: v.float() for k, v in alone.state_dict().items()})
+    for model in (alone, sharded):
+        model.get_output_embeddings().requires_grad_(not frozen)
+        attach(model)
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
+    for module in (*sharded.model.layers, sharded):
+        fully_shard(module, mesh=one_process_group, mp_policy=policy, reshard_after_forward=True)
+    expected = completion_logprobs(alone, **batch(), plain=plain)
+    scores = completion_logprobs(sharded, **batch(), plain=plain)
+    assert scores.logprobs.dtype == torch.float32
+    assert scores.logprobs.tolist() == pytest.approx(expected.logprobs.tolist(), rel=5e-3)
+    # of bfloat16 there are no more than 256 between two powers of 2
+    assert (scores.tokens.logprobs.bfloat16() != scores.tokens.logprobs).float().mean() > 0.9
+    wanted = gradients(alone, expected.logprobs)
+    found = {n: g.full_tensor() for n, g in gradients(sharded, scores.logprobs).items()}
+    assert distance(found, wanted) <= 0.02
 
 
 # --- Scores that are kept --------------------------------------------------------------------

@@ -91,6 +91,30 @@ def test_engines_that_shard_without_accumulation(processes, config, expected, tm
         assert_same(train(processes, config, tmp_path / name, (2, 8, 1), **keys), expected)
 
 
+@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+def test_micro_batches_by_tokens(processes, config, expected, tmp_path):
+    """Several micro-batches in one of Trainer's accumulation steps: gradients are exchanged once."""
+    engines = {"ddp": {}, "fsdp2": FSDP2, "zero2": zero(2, tmp_path), "zero3": zero(3, tmp_path)}
+    for name, keys in engines.items():
+        cut = (2, 8, 1)
+        run = train(processes, config, tmp_path / name, cut, **keys, aot_max_tokens_per_micro_batch=100)
+        assert_same(run, expected)
+
+
+@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+def test_the_reference_scored_once_under_every_engine(processes, config, expected, tmp_path):
+    on = {"precompute_ref_log_probs": True}
+    engines = {"ddp": {}, "fsdp2": FSDP2, "zero3": zero(3, tmp_path)}
+    for name, keys in engines.items():
+        prepared = {"dataset_prepared_path": str(tmp_path / f"prepared-{name}")}
+        assert_same(train(processes, config, tmp_path / name, (2, 2, 4), **keys, **on, **prepared), expected)
+    files = sorted(tmp_path.glob("prepared-*/aot_references/*"))
+    assert len(files) == 3 and len({file.name for file in files}) == 1  # any of them serves all
+    again = train(processes, config, tmp_path / "again", (2, 2, 4), **FSDP2, **on, **prepared)
+    assert_same(again, expected)
+    assert "Reference log-probabilities" not in again.output
+
+
 @pytest.mark.parametrize("config", [QUANTIZED], indirect=True, ids="-".join)
 def test_4_bit_weights(processes, config, expected, tmp_path):
     for name, keys in (("ddp", {}), ("zero2", zero(2, tmp_path))):

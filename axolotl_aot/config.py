@@ -147,8 +147,8 @@ def translate(cfg: MutableMapping[str, Any]) -> str | None:
         LOG.warning("lora_dropout has no effect: TRL switches dropout off for preference training")
     if cfg.get("torch_compile"):
         LOG.warning(
-            "torch_compile has no effect with `rl: %s`: log-probabilities are computed within the model's forward "
-            "pass, which torch cannot compile",
+            "torch_compile has no effect with `rl: %s`: log-probabilities are computed within the model's "
+            "forward pass, which torch cannot compile",
             rl,
         )
     target = RL_TYPES[rl]

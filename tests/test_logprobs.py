@@ -5,6 +5,9 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import TorchDynamoPlugin
 from peft import LoraConfig, get_peft_model
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -216,6 +219,41 @@ def test_a_router_keeps_its_loss():
     for layout in (padded, packed):
         scores = completion_logprobs(model, **batch(), layout=layout, output_router_logits=True)
         assert scores.aux_loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.fixture(params=[False, True], ids=["", "torch_compile"])
+def accelerator(request):
+    """In bfloat16; other tests' trainers make a state of their own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    plugin = TorchDynamoPlugin(backend="eager") if request.param else None
+    yield Accelerator(cpu=True, mixed_precision="bf16", dynamo_plugin=plugin)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+def test_what_accelerate_wraps_around_a_forward_pass(accelerator, adapter):
+    """autocast, a cast of the output, and torch.compile; on the causal LM itself or around PEFT's model."""
+    model, twin = make("llama"), make("llama")
+    if adapter:
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        torch.manual_seed(1)
+        model = get_peft_model(model, config).eval()
+        torch.manual_seed(1)
+        twin = get_peft_model(twin, config).eval()
+    for one in (model, twin):
+        attach(one.get_base_model() if adapter else one)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = completion_logprobs(twin, **batch())
+    wanted = gradients(twin, expected.logprobs)
+    wrapped = accelerator.prepare_model(model)
+    scores = completion_logprobs(wrapped, **batch())
+    assert scores.logprobs.tolist() == pytest.approx(expected.logprobs.tolist(), rel=1e-6)
+    assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
+    if adapter:
+        with torch.no_grad():
+            kept = completion_logprobs(wrapped, **batch(), keep=True)
+        again = completion_logprobs(wrapped, **batch(), known=kept.tokens).logprobs
+        assert distance(gradients(model, again), wanted) <= 1e-5
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Of a chunk's logits in float32. On a CPU fewer were slower and more no faster; a GPU needs some hundred
-# tokens at a time to be busy.
-LOGITS_BYTES = {"cpu": 48 * 2**20, "cuda": 256 * 2**20}
+# Of a chunk's logits in float32. On a CPU more is no faster, and less is slower and takes more memory: below
+# 32 MiB glibc no longer gives it back at once. A GPU needs some hundred tokens at a time to be busy.
+LOGITS_BYTES = {"cpu": 40 * 2**20, "cuda": 256 * 2**20}
 
 Head = Callable[[Tensor], Tensor]  # hidden states (tokens, hidden size) to logits (tokens, vocabulary)
 

@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 
 FORMAT = "1"
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")  # what a model on disk is read from
+NO_PART = ("use_cache", "transformers_version")  # of a model's configuration, in what it says of a completion
 DIGEST_BYTES = 16
 
 
@@ -100,7 +101,8 @@ def fingerprint(config: Any, **settings: Any) -> str:
     precision it was loaded in.
     """
     name = config._name_or_path  # transformers has no other place, for this and for the next
-    parts = {"format": FORMAT, "model": name, "revision": config._commit_hash, **settings}
+    shape = {k: v for k, v in config.to_diff_dict().items() if k not in NO_PART}
+    parts = {"format": FORMAT, "model": name, "revision": config._commit_hash, "config": shape, **settings}
     if os.path.isdir(name):
         files = sorted(file for pattern in WEIGHTS for file in Path(name).glob(pattern))
         stats = [(file.name, file.stat()) for file in files]

@@ -87,6 +87,10 @@ class AOTArgs(BaseModel):
         description="Put a micro-batch's sequences in one row, without padding; by default wherever the "
         "attention backend can keep them apart.",
     )
+    aot_report: bool = Field(
+        default=True,
+        description="Write the dominance report into `<output_dir>/dominance` when training ends.",
+    )
     aot_max_tokens_per_micro_batch: int | None = Field(
         default=None,
         gt=0,

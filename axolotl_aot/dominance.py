@@ -54,13 +54,41 @@ def _first_order(gap: Tensor, mass: Tensor) -> Tensor:
     return gap
 
 
+def _first_order_violation(gap: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    shortfall = F.relu(-gap)
+    return (mass * shortfall).sum(), (mass * (shortfall > 0)).sum()
+
+
 def _second_order(gap: Tensor, mass: Tensor) -> Tensor:
     return torch.cumsum(mass * gap, dim=0)  # integral of Q_U - Q_V from 0 to each step's end
 
 
-DOMINANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "first": _first_order,
-    "second": _second_order,
+def _second_order_violation(gap: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    end = _second_order(gap, mass)
+    start = torch.cat([end.new_zeros(1), end[:-1]])
+    # Between a step's ends the integral is linear: the part of the step where it is negative, and its
+    # mean there.
+    depth = torch.minimum(start, end).clamp(max=0).abs()
+    crosses = (start < 0) != (end < 0)
+    share = torch.where(crosses, depth / (end - start).abs(), ((start < 0) & (end < 0)).to(mass))
+    mean = torch.where(crosses, depth / 2, -(start + end) / 2)
+    return (mass * share * mean).sum(), (mass * share).sum()
+
+
+class Order(NamedTuple):
+    """An order of dominance, of the gap Q_U - Q_V on steps of the given mass, each of shape (k,).
+
+    argument: what must not be negative at any step's end, shape (k,). violation: the integral over p in
+    [0, 1] of its negative part, and the measure of the p where it is negative; scalars.
+    """
+
+    argument: Callable[[Tensor, Tensor], Tensor]
+    violation: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+DOMINANCES: dict[str, Order] = {
+    "first": Order(_first_order, _first_order_violation),
+    "second": Order(_second_order, _second_order_violation),
 }
 
 
@@ -200,7 +228,7 @@ def dominance_loss(
         upper_weights=upper_weights,
         lower_weights=lower_weights,
     )
-    z = DOMINANCES[dominance](steps.upper - steps.lower, steps.mass)
+    z = DOMINANCES[dominance].argument(steps.upper - steps.lower, steps.mass)
     h = PENALTIES[penalty]
     cost = h(z, beta)
     if label_smoothing:
@@ -209,10 +237,11 @@ def dominance_loss(
 
 
 class Violation(NamedTuple):
-    """How far a sample is from dominating another, to first order.
+    """How far a sample is from dominating another.
 
-    size: integral of the positive part of Q_V - Q_U, in nats. rate: measure of the t in [0, 1] with
-    Q_U(t) < Q_V(t). Both are scalars, zero exactly when U dominates V.
+    To first order: size, the integral of the positive part of Q_V - Q_U over t in [0, 1], in nats; rate,
+    the measure of the t with Q_U(t) < Q_V(t). To second order the same of the integrals of both quantile
+    functions from 0 to t. Both are scalars, zero exactly when U dominates V.
     """
 
     size: Tensor
@@ -224,17 +253,20 @@ def violation(
     lower: Tensor,
     upper_weights: Tensor | None = None,
     lower_weights: Tensor | None = None,
+    *,
+    dominance: str = "first",
 ) -> Violation:
-    """First-order dominance violation of `upper` (n,) over `lower` (m,), both in nats.
+    """Violation of the dominance of `upper` (n,) over `lower` (m,), both in nats.
 
-    The weights are those of `dominance_loss`.
+    The weights and the order are those of `dominance_loss`.
 
     Raises:
-        ValueError: an empty or non-finite sample, or weights that `dominance_loss` refuses.
+        ValueError: an empty or non-finite sample, an unknown order, or weights that `dominance_loss`
+            refuses.
     """
+    _require_choice("dominance", dominance, DOMINANCES)
     steps = quantile_steps(upper, lower, upper_weights=upper_weights, lower_weights=lower_weights)
-    shortfall = F.relu(steps.lower - steps.upper)
-    return Violation((steps.mass * shortfall).sum(), (steps.mass * (shortfall > 0)).sum())
+    return Violation(*DOMINANCES[dominance].violation(steps.upper - steps.lower, steps.mass))
 
 
 # --- Checks -------------------------------------------------------------------------------------

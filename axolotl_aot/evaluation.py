@@ -22,6 +22,7 @@ class EvaluationMixin(ScoringMixin):
     """
 
     _eval_rows: list[Tensor]  # of the evaluation that is running
+    evaluated_rows: Tensor  # of the last evaluation, in the order of its data set
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -41,7 +42,7 @@ class EvaluationMixin(ScoringMixin):
         self._eval_rows = []
         with torch.random.fork_rng(devices=[]):  # a data loader draws a seed for its workers
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        rows = torch.cat(self._eval_rows)
+        self.evaluated_rows = rows = torch.cat(self._eval_rows)
         self._eval_rows = []
         self._require_finite(rows)
         metrics = {"loss": self._loss(rows).item(), **self._metrics_of(rows)}

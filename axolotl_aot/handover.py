@@ -1,6 +1,7 @@
 """What the plugin hands to the trainer that axolotl builds, and what a checkpoint keeps of it.
 
-May import `axolotl_aot.adapters`, `checks`, `config`; transformers and peft, and nothing of axolotl.
+May import `axolotl_aot.adapters`, `checks`, `config`, `record`; transformers and peft, and nothing of
+axolotl.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from axolotl_aot.adapters import CONFIG as ADAPTER_CONFIG
 from axolotl_aot.adapters import load_adapter
 from axolotl_aot.checks import AOTConfigError
 from axolotl_aot.config import AOTArgs
+from axolotl_aot.record import RunRecord
 
 
 class AOTSetup(TrainerCallback, ExportableState):
@@ -24,6 +26,8 @@ class AOTSetup(TrainerCallback, ExportableState):
     adapter; None where there is no YAML, and models are to be taken as they come. auto_resume: whether
     axolotl chooses the checkpoint to resume from. reference_folder: where the reference's
     log-probabilities are kept that are computed before training; None where they are not.
+
+    record: what the trainer hands back when it has trained, for the report; on the main process only.
 
     As an `ExportableState` it is written into every checkpoint: run_settings, what must not change when
     a run is resumed, by YAML key; one_label_steps, how many sorts so far had one label only.
@@ -48,6 +52,7 @@ class AOTSetup(TrainerCallback, ExportableState):
         self.reference_folder = reference_folder
         self.run_settings: dict[str, Any] = {}
         self.one_label_steps = 0
+        self.record: RunRecord | None = None
 
     @classmethod
     def among(cls, callbacks: list[TrainerCallback] | None) -> "AOTSetup":

@@ -8,7 +8,7 @@ May import everything of the package; what loads a trainer only inside a hook.
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from axolotl.common.const import DEFAULT_DATASET_PREPARED_PATH
 from axolotl.integrations.base import BasePlugin
@@ -16,6 +16,9 @@ from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from axolotl_aot import config, door
+
+if TYPE_CHECKING:
+    from axolotl_aot.handover import AOTSetup
 
 
 class AOTPlugin(BasePlugin):
@@ -25,6 +28,8 @@ class AOTPlugin(BasePlugin):
         super().__init__()
         self._active = False
         self._last_loaded: PreTrainedModel | None = None
+        self._setup: AOTSetup | None = None
+        self._trained = False
 
     def register(self, cfg: dict[str, Any]) -> None:
         """Check the raw YAML and translate `rl: aot...` (see `axolotl_aot.config`)."""
@@ -57,7 +62,8 @@ class AOTPlugin(BasePlugin):
         from axolotl_aot.rescue import SaveAdapterOnInterrupt
 
         last_loaded, self._last_loaded = self._last_loaded, None
-        setup = AOTSetup(
+        self._trained = False
+        self._setup = setup = AOTSetup(
             config.settings(cfg),
             reference=last_loaded if last_loaded is not model else None,
             output_dir=cfg.output_dir,
@@ -82,8 +88,23 @@ class AOTPlugin(BasePlugin):
         return callbacks(cfg)
 
     def post_train(self, cfg: DictDefault, model: PreTrainedModel) -> None:
-        """Mend the adapter that axolotl has saved from FSDP2; it calls this before saving, too."""
-        if config.active_rl(cfg) and cfg.adapter and cfg.fsdp_config and os.environ.get("RANK", "0") == "0":
+        """When axolotl has saved what was trained: mend it where FSDP2 was at work, and write the report.
+
+        axolotl calls this twice, when training has ended and when all is saved.
+        """
+        if not config.active_rl(cfg):
+            return
+        if cfg.adapter and cfg.fsdp_config and os.environ.get("RANK", "0") == "0":
             from axolotl_aot.adapters import mend_saved
 
             mend_saved(Path(cfg.output_dir))
+        if not self._trained:
+            self._trained = True
+            return
+        setup, self._setup = self._setup, None
+        if setup is not None and setup.record is not None:
+            from axolotl_aot.reporting import write_run_report
+            from axolotl_aot.rescue import interruptible
+
+            with interruptible():
+                write_run_report(cfg, setup.record)

@@ -1,10 +1,13 @@
-"""On Ctrl-C, the trained adapter is saved: axolotl's own handler saves the base model that it loaded.
+"""What Ctrl-C does: in training the adapter is saved, and once it is saved nothing is, where axolotl's own
+handler saves the base model that it loaded.
 
 May import axolotl and transformers; nothing of the package.
 """
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -42,3 +45,16 @@ class SaveAdapterOnInterrupt(TrainerCallback):
         if self._previous_handler is not None:
             signal.signal(signal.SIGINT, self._previous_handler)
             self._previous_handler = None
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, where axolotl's handler would save the model that it loaded."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

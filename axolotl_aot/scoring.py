@@ -4,8 +4,8 @@
 of samples is a matrix of one row per sample, its columns set by each trainer's `_pack`; rows are what is
 gathered over processes and what the loss is differentiated by.
 
-May import `axolotl_aot.batches`, `dominance`, `logprobs`, `ways`; accelerate and trl, and nothing of
-axolotl: it knows its trainers only by what Trainer and TRL promise.
+May import `axolotl_aot.batches`, `curves`, `dominance`, `logprobs`, `ways`; accelerate and trl, and
+nothing of axolotl: it knows its trainers only by what Trainer and TRL promise.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import use_adapter
 
 from axolotl_aot.batches import REFERENCE, SEQUENCES, Batch
+from axolotl_aot.curves import MARGIN_METRICS, margins
 from axolotl_aot.dominance import dominance_loss, violation
 from axolotl_aot.logprobs import CompletionScores, attach, completion_logprobs
 from axolotl_aot.ways import Way, find_way, make_probe
@@ -242,7 +243,10 @@ class ScoringMixin:
             if self.paired:
                 better = rewards["chosen"] > rewards["rejected"]
                 metrics["rewards/accuracies"] = better.float().mean()
-            shortfall = violation(*self._distributions(rows))
+            distributions = self._distributions(rows)
+            shortfall = violation(*distributions)
             metrics["dominance/violation"] = shortfall.size
             metrics["dominance/violation_rate"] = shortfall.rate
+            arrays = [None if t is None else t.detach().cpu().double().numpy() for t in distributions]
+            metrics.update(zip(MARGIN_METRICS.values(), margins(*arrays), strict=True))
         return {name: value.item() for name, value in metrics.items()}

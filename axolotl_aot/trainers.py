@@ -1,9 +1,9 @@
 """The trainers behind `rl: aot` and `rl: aot_unpaired`: axolotl's own DPO and KTO trainers, with the
 dominance loss in place of theirs.
 
-What is common to both is put together from `axolotl_aot.effective_batch`, `precompute`, `evaluation` and
-`resume`; besides, here stands how a row of either kind of data becomes samples. May import those,
-`batches`, `checks`, `handover`, `references`, `sampling` and `scoring`; axolotl.
+What is common to both is put together from `axolotl_aot.effective_batch`, `evaluation`, `reporting`,
+`precompute` and `resume`; besides, here stands how a row of either kind of data becomes samples. May
+import those, `batches`, `checks`, `handover`, `references`, `sampling` and `scoring`; axolotl.
 """
 
 from typing import Any, ClassVar
@@ -19,11 +19,10 @@ from transformers import PreTrainedModel, set_seed
 
 from axolotl_aot.batches import Batch, Collator
 from axolotl_aot.checks import AOTConfigError
-from axolotl_aot.effective_batch import EffectiveBatchMixin
-from axolotl_aot.evaluation import EvaluationMixin
 from axolotl_aot.handover import AOTSetup
 from axolotl_aot.precompute import PrecomputeMixin
 from axolotl_aot.references import fingerprint
+from axolotl_aot.reporting import ReportMixin
 from axolotl_aot.resume import ResumeMixin
 from axolotl_aot.sampling import ShuffledSampler, StratifiedSampler
 from axolotl_aot.scoring import WEIGHT, Completions, Distributions
@@ -32,7 +31,7 @@ LOG = get_logger(__name__)
 
 LABEL = 2  # the column of an unpaired sample's label
 # `aot_` keys that change how a step is computed, and nothing of what it computes.
-NOT_OF_THE_RUN = {"aot_padding_free", "aot_max_tokens_per_micro_batch"}
+NOT_OF_THE_RUN = {"aot_padding_free", "aot_max_tokens_per_micro_batch", "aot_report"}
 BATCH_KEYS = "micro_batch_size x gradient_accumulation_steps x processes"
 
 PAPER = {
@@ -49,7 +48,7 @@ PAPER = {
 }
 
 
-class AOTMixin(EffectiveBatchMixin, PrecomputeMixin, EvaluationMixin, ResumeMixin):
+class AOTMixin(PrecomputeMixin, ReportMixin, ResumeMixin):
     """What AOT makes of a TRL trainer.
 
     rl: its type in the YAML. without_effect: the `aot_` keys that it does not read.
@@ -154,6 +153,10 @@ class AOTTrainer(AOTMixin, AxolotlDPOTrainer):
         weights = self._weights(rows)
         return Distributions(chosen - rejected, chosen_reference - rejected_reference, weights, weights)
 
+    def _rows_by_label(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        numbers = torch.arange(len(rows))
+        return numbers, numbers
+
     def _by_policy(self, gradient: Tensor) -> Tensor:
         return gradient[:, :2].T.reshape(-1)
 
@@ -195,6 +198,10 @@ class AOTUnpairedTrainer(AOTMixin, AxolotlKTOTrainer):
         weights, label = self._weights(rows), rows[:, LABEL] > 0.5
         masses = (None, None) if weights is None else (weights[label], weights[~label])
         return Distributions(chosen - chosen_reference, rejected - rejected_reference, *masses)
+
+    def _rows_by_label(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = rows[:, LABEL] > 0.5
+        return chosen.nonzero()[:, 0], (~chosen).nonzero()[:, 0]
 
     def _by_policy(self, gradient: Tensor) -> Tensor:
         return gradient[:, 0]

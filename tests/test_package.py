@@ -24,7 +24,9 @@ def built(tmp_path_factory) -> Path:
 
 def test_wheel_and_sdist_hold_the_package_and_its_licence(built):
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
-    files = {f"axolotl_aot/{p.relative_to(PACKAGE)}" for p in PACKAGE.rglob("*.py")}
+    parts = [p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".html")]
+    files = {f"axolotl_aot/{p.relative_to(PACKAGE)}" for p in parts}
+    assert "axolotl_aot/templates/report.html" in files
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert files <= names
@@ -51,8 +53,9 @@ def test_the_loss_needs_only_torch_and_scipy(built, tmp_path):
     assert float(run.stdout) == pytest.approx(0.3132617)
 
 
-def test_axolotl_is_the_only_dependency():
-    assert [r for r in requires("axolotl-aot") if "extra ==" not in r] == ["axolotl<0.20,>=0.18"]
+def test_axolotl_and_matplotlib_are_the_only_dependencies():
+    needed = [r for r in requires("axolotl-aot") if "extra ==" not in r]
+    assert needed == ["axolotl<0.20,>=0.18", "matplotlib>=3.8"]
 
 
 def test_commands_are_registered_with_axolotl():
@@ -82,6 +85,12 @@ DATA_LAYERS = (
 # From the bottom up; a module may import those before it in this list, and no others of the package.
 LAYERS = (
     "dominance",
+    "curves",
+    "report",
+    "figures",
+    "page",
+    "examples",
+    "record",
     "head",
     "logprobs",
     "batches",
@@ -100,6 +109,7 @@ LAYERS = (
     "effective_batch",
     "precompute",
     "evaluation",
+    "reporting",
     "resume",
     "trainers",
     "door",

@@ -23,16 +23,23 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of PEFT's keys
 
 
-def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
-    """The model with the trained adapter in `folder`.
+def load_adapter(model: PreTrainedModel | PeftModel, folder: str, name: str = "default") -> PeftModel:
+    """The model with the trained adapter in `folder`, and no other, at work.
+
+    name: what PEFT is to call it; a model may have several.
 
     Raises:
         AOTConfigError: the file lacks weights of the adapter, which PEFT would leave untrained.
     """
-    policy = PeftModel.from_pretrained(model, folder)
+    if isinstance(model, PeftModel):
+        model.load_adapter(folder, name)
+        model.set_adapter(name)
+        policy = model
+    else:
+        policy = PeftModel.from_pretrained(model, folder, adapter_name=name)
     weights = Path(folder) / WEIGHTS
     if weights.is_file():  # else it is the older adapter_model.bin
-        keys = {key for key in get_peft_model_state_dict(policy) if "lora_" in key}
+        keys = {key for key in get_peft_model_state_dict(policy, adapter_name=name) if "lora_" in key}
         missing = keys - _keys(weights)
         if missing:
             raise AOTConfigError(

@@ -51,3 +51,60 @@ def _print_rates(directory: Path) -> None:
     click.echo(f"{'':14}" + "".join(f"{kind:>11}" for kind in KINDS))
     for name, row in rates.items():
         click.echo(f"{name:14}" + "".join(f"{row[kind]:>11.1%}" for kind in KINDS))
+    reports = [folder / "report.html" for folder in sorted(directory.glob("outputs/*/dominance"))]
+    if reports:
+        click.echo("Dominance reports, to open in a browser:")
+        for path in filter(Path.is_file, reports):
+            click.echo(f"  {path}")
+
+
+@click.command("aot-report")
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="What CONFIG has trained, an adapter or a whole model; by default in its output_dir.",
+)
+@click.option(
+    "--compare",
+    "others",
+    multiple=True,
+    metavar="NAME=DIR",
+    callback=lambda context, option, values: _named_folders(values),
+    help="Another adapter or model to compare it with; may be given several times.",
+)
+@click.option("--data", help="A data set in place of CONFIG's evaluation set, with the same kind of rows.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to write into; by default aot-report in CONFIG's output_dir.",
+)
+def report(
+    config: Path, adapter: Path | None, others: dict[str, Path], data: str | None, out: Path | None
+) -> None:
+    """Score trained models on CONFIG's evaluation set, without training, and write a dominance report.
+
+    CONFIG is the YAML of a run of type aot, aot_unpaired, dpo, ipo, simpo or kto. The base model and each
+    trained one make one pass over the data.
+    """
+    from axolotl_aot.checks import AOTConfigError
+    from axolotl_aot.compare import make_report
+    from axolotl_aot.data.rows import AOTDataError
+
+    try:
+        page = make_report(config, adapter=adapter, others=others, data=data, out=out)
+    except (AOTConfigError, AOTDataError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"Dominance report: {page}")
+
+
+def _named_folders(values: tuple[str, ...]) -> dict[str, Path]:
+    folders: dict[str, Path] = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        if not (name and equals and folder):
+            raise click.BadParameter(f"{value!r} must be NAME=DIR, such as dpo=outputs/dpo")
+        if name in folders:
+            raise click.BadParameter(f"{name!r} is named twice")
+        folders[name] = Path(folder)
+    return folders

@@ -82,6 +82,7 @@ def training_figure(report: Numbers) -> Figure:
                 colour = EVALUATION if prefix else RUNS[0][0]
                 axis.plot(steps, values, dashes, color=colour, marker=marker, markersize=4, label=label)
         _dress(axis, title, unit, across="optimizer step")
+    axes[1].set_ylim(bottom=0)
     _fan(axes[2], history)
     _dress(axes[2], "Margins between quantiles", "upper - lower (nats)", across="optimizer step")
     for axis in axes:
@@ -150,13 +151,21 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 def _curves(axis: Axes, report: Numbers, compared: Numbers) -> None:
     """Both quantile curves of a comparison of chosen and rejected answers, with their bands."""
-    for end in ("upper", "lower"):
+    for end, width in (("upper", 2.4), ("lower", 1.4)):  # where they coincide, both are seen
         name = compared[end]
-        _curve(axis, report["levels"], compared["curves"][end], COLOURS[name], "-", name)
+        _curve(axis, report["levels"], compared["curves"][end], COLOURS[name], "-", name, width)
 
 
-def _curve(axis: Axes, levels: list[float], curve: Numbers, colour: str, dashes: str, label: str) -> None:
-    axis.plot(levels, curve["quantiles"], color=colour, linestyle=dashes, label=label)
+def _curve(
+    axis: Axes,
+    levels: list[float],
+    curve: Numbers,
+    colour: str,
+    dashes: str,
+    label: str,
+    width: float = 1.6,
+) -> None:
+    axis.plot(levels, curve["quantiles"], color=colour, linestyle=dashes, label=label, linewidth=width)
     axis.fill_between(levels, *curve["band"], color=colour, alpha=0.2, linewidth=0)
 
 

@@ -8,7 +8,7 @@ datasets, and nothing of axolotl.
 """
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
@@ -18,20 +18,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from axolotl_aot.batches import Collator, cut
 from axolotl_aot.handover import AOTSetup
-from axolotl_aot.references import ReferenceFileError, References, digest
+from axolotl_aot.references import ReferenceFileError, References, Sequence, sequences_of
 from axolotl_aot.scoring import ScoringMixin
 
 LOG = logging.getLogger(__name__)
 
 SAVE_EVERY = 100  # batches of each process: what an interrupted run has to compute again, at most
 SPOT_CHECKS = 4  # completions that are scored again before a file is relied on
-
-
-class Sequence(NamedTuple):
-    """A prompt and a completion, in tokens."""
-
-    prompt: list[int]
-    completion: list[int]
 
 
 class PrecomputeMixin(ScoringMixin):
@@ -63,7 +56,7 @@ class PrecomputeMixin(ScoringMixin):
         """See to it that every completion of the data is known."""
         if self.references is None:
             return
-        sequences = self._sequences(dataset)
+        sequences = sequences_of(dataset, self.completions)
         known = [key for key in sequences if key in self.references]
         if known and not self._spot_checked:
             shortest = sorted(known, key=lambda key: sum(map(len, sequences[key])))[:SPOT_CHECKS]
@@ -89,15 +82,6 @@ class PrecomputeMixin(ScoringMixin):
             except ReferenceFileError as error:
                 LOG.warning("%s: %s; computing it anew", self.references.path, error)
         (self.references,) = broadcast_object_list([self.references])
-
-    def _sequences(self, dataset: Dataset) -> dict[bytes, Sequence]:
-        found = {}
-        columns = dataset.select_columns(["prompt_ids", *self.completions])
-        for rows in columns.iter(batch_size=1000):
-            for column in self.completions:
-                for prompt, completion in zip(rows["prompt_ids"], rows[column], strict=True):
-                    found.setdefault(digest(prompt, completion), Sequence(prompt, completion))
-        return found
 
     def _score_all(self, todo: dict[bytes, Sequence]) -> None:
         """Longest first; each process takes every so manieth batch; saved by the main one."""

@@ -5,7 +5,7 @@ belongs to one model (`fingerprint`), and in it a completion is found by its tok
 chat template, data set, order or seed has led to the same ones. What is added to the data later is all
 that is computed later.
 
-Imports torch, safetensors and numpy.
+Imports safetensors, numpy and datasets.
 """
 
 import hashlib
@@ -14,9 +14,10 @@ import os
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from datasets import Dataset
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -24,6 +25,13 @@ FORMAT = "1"
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")  # what a model on disk is read from
 NO_PART = ("use_cache", "transformers_version")  # of a model's configuration, in what it says of a completion
 DIGEST_BYTES = 16
+
+
+class Sequence(NamedTuple):
+    """A prompt and a completion, in tokens."""
+
+    prompt: list[int]
+    completion: list[int]
 
 
 class ReferenceFileError(ValueError):
@@ -92,6 +100,17 @@ def digest(prompt: list[int], completion: list[int]) -> bytes:
     """Of a prompt's and a completion's tokens, as short as makes a collision unthinkable."""
     tokens = array("q", [len(prompt), *prompt, *completion])
     return hashlib.blake2b(tokens.tobytes(), digest_size=DIGEST_BYTES).digest()
+
+
+def sequences_of(dataset: Dataset, completions: Iterable[str]) -> dict[bytes, Sequence]:
+    """The different sequences of a tokenized data set, by their digest; the columns hold its completions."""
+    found: dict[bytes, Sequence] = {}
+    columns = dataset.select_columns(["prompt_ids", *completions])
+    for rows in columns.iter(batch_size=1000):
+        for column in completions:
+            for prompt, completion in zip(rows["prompt_ids"], rows[column], strict=True):
+                found.setdefault(digest(prompt, completion), Sequence(prompt, completion))
+    return found
 
 
 def fingerprint(config: Any, **settings: Any) -> str:

@@ -62,7 +62,7 @@ def test_commands_are_registered_with_axolotl():
     from axolotl.cli.main import cli
 
     names = {e.name for e in entry_points(group="axolotl.cli_commands") if e.value.startswith("axolotl_aot.")}
-    assert names == {"aot-quickstart"}
+    assert names == {"aot-quickstart", "aot-report"}
     assert names <= set(cli.list_commands(None))
 
 
@@ -113,6 +113,8 @@ LAYERS = (
     "resume",
     "trainers",
     "door",
+    "scorer",
+    "compare",
     "plugin",
     "cli",
 )

@@ -5,6 +5,7 @@ removing duplicates, the validation split. May import the modules of `axolotl_ao
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -79,16 +80,33 @@ class Pipeline:
         Raises:
             AOTDataError: rows that cannot be used, or a label that none of them has.
         """
-        loader = FileLockLoader(self.cfg)
-        try:
-            train, evaluation = loader.load(self._splits)
-        finally:
-            loader.cleanup()
+        train, evaluation = self._locked(self._splits)
         if self.cfg.dataset_exact_deduplication:
             train, evaluation = deduplicate_and_log_datasets(dataset=train, other_dataset=evaluation)
         self._require_both_labels(train, evaluation)
         self._log_share(train)
         return train, evaluation
+
+    @retry_on_request_exceptions(max_retries=3, delay=5)
+    def prepare_evaluation(self) -> Dataset | None:
+        """The evaluation set alone, if there is one; the training set is read only where it is part of it.
+
+        Raises:
+            AOTDataError: as `prepare`.
+        """
+        if not self.entries.get("test_datasets") or self.cfg.dataset_exact_deduplication:
+            return self.prepare()[1]
+        evaluation = self._locked(lambda: self._loaded("test_datasets"))
+        self._require_both_labels(evaluation=evaluation)
+        return evaluation
+
+    def _locked(self, load: Callable[[], Any]) -> Any:
+        """What is loaded by one process at a time."""
+        loader = FileLockLoader(self.cfg)
+        try:
+            return loader.load(load)
+        finally:
+            loader.cleanup()
 
     def _splits(self) -> tuple[Dataset, Dataset | None]:
         train = self._loaded("datasets")
@@ -314,7 +332,7 @@ class Pipeline:
 
     # --- Labels ------------------------------------------------------------------------------
 
-    def _require_both_labels(self, train: Dataset, evaluation: Dataset | None) -> None:
+    def _require_both_labels(self, train: Dataset | None = None, evaluation: Dataset | None = None) -> None:
         if self.rl != "aot_unpaired":
             return
         keys = "test_datasets" if self.entries.get("test_datasets") else "val_set_size"

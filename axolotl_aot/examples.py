@@ -18,14 +18,14 @@ CHARACTERS = 400  # of a text; of prompts their ends are kept
 def examples(run: Run, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The chosen answers with the lowest rewards, and the rejected ones with the highest.
 
-    dataset: the tokenized rows that the run's answers come from.
+    dataset: the tokenized rows that the run's answers come from. Its order is not that of the user's file,
+    which axolotl shuffles, so that texts are given and no numbers of rows.
     """
     columns = ("chosen_ids", "rejected_ids") if run.paired else ("completion_ids", "completion_ids")
     sides = {"chosen": (run.chosen, 1), "rejected": (run.rejected, -1)}
     return {
         side: [
             {
-                "row": int(answers.rows[i]),
                 "reward": float(answers.rewards[i]),
                 "prompt": _end(tokenizer.decode(dataset[int(answers.rows[i])]["prompt_ids"])),
                 "completion": _beginning(tokenizer.decode(dataset[int(answers.rows[i])][column])),

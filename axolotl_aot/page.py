@@ -24,10 +24,14 @@ from axolotl_aot.report import COMPARISONS
 
 HTML = "report.html"
 NUMBERS = "report.json"
+PIXELS_PER_INCH = 80  # of a plot in the page
 
 
 class Plot(NamedTuple):
-    """A plot of the report: its title, whether it has anything to show, and how it is drawn."""
+    """A plot of the report.
+
+    title: with `{run}` for the name of the first run. wanted: whether there is anything to show.
+    """
 
     title: str
     wanted: Callable[[dict[str, Any]], bool]
@@ -42,12 +46,12 @@ def _first(report: dict[str, Any]) -> str:
 PLOTS = {
     "comparison.png": Plot("Several runs side by side", lambda r: len(r["runs"]) > 1, comparison_figure),
     "quantiles.png": Plot(
-        "Chosen against rejected answers", lambda r: True, lambda r: quantiles_figure(r, _first(r))
+        "Chosen against rejected answers: {run}", lambda r: True, lambda r: quantiles_figure(r, _first(r))
     ),
     "log_ratios.png": Plot(
-        "The policy against the reference", lambda r: True, lambda r: log_ratios_figure(r, _first(r))
+        "The policy against the reference: {run}", lambda r: True, lambda r: log_ratios_figure(r, _first(r))
     ),
-    "training.png": Plot("The course of training", lambda r: bool(r["history"]), training_figure),
+    "training.png": Plot("The course of training: {run}", lambda r: bool(r["history"]), training_figure),
 }
 
 
@@ -65,19 +69,21 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
         if not plot.wanted(report):
             path.unlink(missing_ok=True)
             continue
-        plot.draw(report).savefig(path, dpi=DPI)
-        title = (
-            plot.title
-            if len(report["runs"]) == 1 or name == "comparison.png"
-            else f"{plot.title}: {_first(report)}"
+        figure = plot.draw(report)
+        figure.savefig(path, dpi=DPI)
+        figures.append(
+            {
+                "title": plot.title.format(run=_first(report)),
+                "width": round(figure.get_figwidth() * PIXELS_PER_INCH),
+                "data": base64.b64encode(path.read_bytes()).decode(),
+            }
         )
-        figures.append({"title": title, "data": base64.b64encode(path.read_bytes()).decode()})
     page = folder / HTML
     page.write_text(_render(report, figures), "utf-8")
     return page
 
 
-def _render(report: dict[str, Any], figures: list[dict[str, str]]) -> str:
+def _render(report: dict[str, Any], figures: list[dict[str, Any]]) -> str:
     environment = Environment(loader=PackageLoader("axolotl_aot"), autoescape=True, trim_blocks=True)
     environment.filters.update(
         nats=_number,

@@ -8,6 +8,7 @@ as pairs, answers with a label within their label.
 Imports NumPy, SciPy and torch; may import `axolotl_aot.curves`, `dominance`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -143,17 +144,17 @@ def report(
     history: list[dict[str, float]] | None = None,
     examples: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All that `report.json` holds; lengths and log-probabilities in nats.
+    """All that `report.json` holds; rewards and log-probabilities in nats.
 
     Args:
         runs: what was scored, one for each trained model.
         source: which answers they are.
         settings: of the training or of the scoring, for the reader.
-        history: Trainer's log, for the course of training.
+        history: Trainer's log, for the course of training; what is not a finite number is left out.
         examples: texts of answers, by run.
 
     Raises:
-        ValueError: a run that lacks answers of one label, or log-probabilities that are not finite.
+        ValueError: a run with fewer than two answers of a label, or log-probabilities that are not finite.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -163,12 +164,17 @@ def report(
         "levels": CURVE_LEVELS.tolist(),
         "runs": {run.name: summary(run) for run in runs},
         "examples": examples or {},
-        "history": history or [],
+        "history": [_finite(entry) for entry in history or []],
     }
 
 
+def _finite(entry: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in entry.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+
+
 def summary(run: Run) -> dict[str, Any]:
-    """The numbers of one run."""
+    """The numbers of one run; raises as `report`."""
+    _require_usable(run)
     states = {"before": run.before, "after": run}
     numbers = {
         "paired": run.paired,
@@ -186,6 +192,18 @@ def summary(run: Run) -> dict[str, Any]:
     if run.paired:
         numbers["accuracy"] = _accuracy(run)
     return numbers
+
+
+def _require_usable(run: Run) -> None:
+    for side, answers in (("chosen", run.chosen), ("rejected", run.rejected)):
+        if len(answers) < 2:
+            raise ValueError(f"{run.name}: {len(answers)} {side} answers; a report needs two or more")
+        values = np.concatenate([answers.policy, answers.reference])
+        bad = int((~np.isfinite(values)).sum())
+        if bad:
+            raise ValueError(
+                f"{run.name}: {bad} of {len(values)} log-probabilities of {side} answers are not finite"
+            )
 
 
 def compare(comparison: Comparison, run: Run) -> dict[str, Any]:

@@ -200,6 +200,48 @@ def test_violation_of_crossing_distributions():
     assert (size.item(), rate.item()) == pytest.approx((0.5, 0.5))
 
 
+def integral_of_the_quantile(sample: torch.Tensor, weights: torch.Tensor, p: np.ndarray) -> np.ndarray:
+    """Integral of the quantile function from 0 to each p: linear between the cumulated masses."""
+    order = sample.argsort()
+    masses = (weights / weights.sum())[order].numpy()
+    at_steps = np.concatenate([[0], np.cumsum(masses * sample[order].numpy())])
+    return np.interp(p, np.concatenate([[0], np.cumsum(masses)]), at_steps)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sample", [normal, ties])
+@pytest.mark.parametrize(("n", "m"), SIZES)
+def test_second_order_violation_is_that_of_the_integrated_quantiles(n, m, sample, weighted):
+    upper, lower = sample(n, 1), sample(m, 2)
+    given = (normal(n, 3).abs() + 0.1, normal(m, 4).abs() + 0.1) if weighted else (None, None)
+    masses = [torch.ones_like(s) if w is None else w for s, w in zip((upper, lower), given, strict=True)]
+    p = (np.arange(400_000) + 0.5) / 400_000
+    gap = integral_of_the_quantile(upper, masses[0], p) - integral_of_the_quantile(lower, masses[1], p)
+    size, rate = violation(upper, lower, *given, dominance="second")
+    assert size.item() == pytest.approx(np.maximum(-gap, 0).mean(), rel=1e-4, abs=1e-9)
+    # where both run together, rounding decides the sign of their difference
+    assert rate.item() == pytest.approx((gap < 0).mean(), abs=(1e-5 if sample is normal else 0.5))
+
+
+def test_second_order_violation_by_hand():
+    # the integral of the gap falls to -1/2 at p = 1/2 and rises to 1/2 at p = 1: two triangles below 0
+    size, rate = violation(torch.tensor([2.0, -1.0]), torch.tensor([0.0, 0.0]), dominance="second")
+    assert size.item() == pytest.approx(0.5 * 0.5 / 2 + 0.25 * 0.5 / 2)
+    assert rate.item() == pytest.approx(0.75)
+    # and none where low quantiles come first
+    assert violation(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 2.0]), dominance="second").size == 0
+    assert violation(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 2.0])).size > 0
+
+
+def test_a_weight_is_worth_as_many_rows_in_both_violations():
+    upper, lower = normal(9, 1), normal(7, 2)
+    counts = torch.tensor([1, 2, 3, 1, 1, 4, 2, 1, 2])
+    for dominance in DOMINANCES:
+        weighted = violation(upper, lower, counts.double(), dominance=dominance)
+        repeated = violation(upper.repeat_interleave(counts), lower, dominance=dominance)
+        assert [v.item() for v in weighted] == pytest.approx([v.item() for v in repeated], rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("given", "computed"),
     [

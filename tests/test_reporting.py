@@ -1,0 +1,254 @@
+"""The report of a training run: from which answers it is, and that no failure of it harms the run."""
+
+import json
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import wandb
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from axolotl_aot.curves import MARGIN_METRICS, PERCENTILES
+from axolotl_aot.rescue import interruptible
+from tests.helpers import column
+from tests.tiny import make_pairs, unpair, with_rows, with_test_rows
+
+FILES = {"report.html", "report.json", "quantiles.png", "log_ratios.png", "training.png"}
+
+
+def read(config: dict) -> dict:
+    return json.loads((Path(config["output_dir"]) / "dominance" / "report.json").read_text())
+
+
+@torch.no_grad()
+def logprobs(model, tokenizer, rows: list[dict], key: str) -> np.ndarray:
+    """Of each completion given its prompt, alone, from all its logits."""
+    found = []
+    for row in rows:
+        prompt = tokenizer(row["prompt"]).input_ids
+        ids = [*tokenizer(row["prompt"] + row[key]).input_ids, tokenizer.eos_token_id]
+        logits = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        found.append(sum(logits[i - 1, ids[i]].item() for i in range(len(prompt), len(ids))))
+    return np.array(found)
+
+
+def sides(config: dict, pairs: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Log-probabilities of chosen and rejected answers, under the trained model and under the base model."""
+    tokenizer = AutoTokenizer.from_pretrained(config["base_model"])
+    base = AutoModelForCausalLM.from_pretrained(config["base_model"])
+    reference = {key: logprobs(base, tokenizer, pairs, key) for key in ("chosen", "rejected")}
+    policy = PeftModel.from_pretrained(base, config["output_dir"])
+    return {key: (logprobs(policy, tokenizer, pairs, key), reference[key]) for key in reference}
+
+
+def assert_numbers_of(numbers: dict, scored: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """The report's means and curves are those of these log-probabilities."""
+    levels = np.array(numbers["levels"])
+    (run,) = numbers["runs"].values()
+    ends = {"chosen": "upper", "rejected": "lower"}
+    for side, (policy, reference) in scored.items():
+        change = run["changes"][side]
+        assert change["log_probability_before"] == pytest.approx(reference.mean(), rel=1e-5)
+        assert change["log_probability_after"] == pytest.approx(policy.mean(), rel=1e-5)
+        index = np.ceil(levels * len(policy)).astype(int) - 1
+        for key, when, values in (
+            ("rewards", "after", policy - reference),
+            ("log_probabilities", "before", reference),
+            ("log_probabilities", "after", policy),
+        ):
+            curve = run["comparisons"][key][when]["curves"][ends[side]]
+            assert np.allclose(curve["quantiles"], np.sort(values)[index], atol=2e-4)
+
+
+@pytest.fixture
+def small(paired_config, lora, tmp_path) -> tuple[dict, list[dict]]:
+    """A run with 13 evaluation pairs, evaluated at steps 3, and 4 as it ends."""
+    pairs = make_pairs(13, seed=5)
+    config = with_test_rows(paired_config, tmp_path / "eval.jsonl", pairs)
+    return {**config, **lora, "eval_steps": 3, "learning_rate": 5e-3}, pairs
+
+
+def test_a_run_of_pairs(run, small, capsys):
+    config, pairs = small
+    trainer = run(config)
+    folder = Path(config["output_dir"]) / "dominance"
+    assert {path.name for path in folder.iterdir()} == FILES
+    numbers = read(config)
+    assert numbers["source"] == {
+        "kind": "evaluation set",
+        "step": 4,
+        "description": "the evaluation set (13 pairs), after optimizer step 4",
+    }
+    scored = sides(config, pairs)
+    assert_numbers_of(numbers, scored)
+    report = numbers["runs"]["aot"]
+    rewards = {side: policy - reference for side, (policy, reference) in scored.items()}
+    better = rewards["chosen"] > rewards["rejected"]
+    assert report["accuracy"]["value"] == pytest.approx(better.mean())
+    # the evaluation's own metrics are of the same answers
+    last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    state = report["comparisons"]["log_ratios"]["after"]
+    assert state["first_order"]["violation"] == pytest.approx(last["eval_dominance/violation"], abs=1e-4)
+    for percentile, metric in MARGIN_METRICS.items():
+        assert state["margins"][f"p{percentile}"]["value"] == pytest.approx(last[f"eval_{metric}"], abs=1e-4)
+    # and the worst answers are found, with their texts
+    for side, order in (("chosen", 1), ("rejected", -1)):
+        answers = numbers["examples"]["aot"][side]
+        expected = np.argsort(order * rewards[side])[:5]
+        assert len(answers) == 5
+        for answer, i in zip(answers, expected, strict=True):
+            assert answer["reward"] == pytest.approx(rewards[side][i], abs=2e-4)
+            assert answer["prompt"] == f"<s>{pairs[i]['prompt']}"
+            assert answer["completion"] == f"{pairs[i][side]}</s>"
+    assert [entry["loss"] for entry in numbers["history"] if "loss" in entry] == column(trainer, "loss")
+    assert numbers["settings"]["rl"] == "aot" and numbers["settings"]["aot_penalty"] == "logistic"
+
+
+def test_a_run_of_labels_with_weights(run, unpaired_config, lora, tmp_path):
+    rows = unpair(make_pairs(12, seed=5))[:-3]
+    weighted = [{**row, "mass": 1 + i % 3} for i, row in enumerate(rows)]
+    config = with_test_rows({**unpaired_config, **lora}, tmp_path / "eval.jsonl", weighted)
+    training = [{**row, "mass": 1.0} for row in unpair(make_pairs(20))]
+    config = with_rows(config, tmp_path / "train.jsonl", training)
+    for key in ("datasets", "test_datasets"):
+        config[key] = [{**config[key][0], "field_weight": "mass"}]
+    config = {**config, "eval_steps": 4, "learning_rate": 5e-3}
+    run(config)
+    report = read(config)["runs"]["aot_unpaired"]
+    assert report["answers"] == {"chosen": 11, "rejected": 10}
+    assert "accuracy" not in report and "log_ratios" not in report["comparisons"]
+    scored = {}
+    for label, side in ((True, "chosen"), (False, "rejected")):
+        own = [{**r, side: r["completion"]} for r in weighted if r["label"] is label]
+        tokenizer = AutoTokenizer.from_pretrained(config["base_model"])
+        base = AutoModelForCausalLM.from_pretrained(config["base_model"])
+        reference = logprobs(base, tokenizer, own, side)
+        policy = logprobs(PeftModel.from_pretrained(base, config["output_dir"]), tokenizer, own, side)
+        masses = np.array([r["mass"] for r in own])
+        scored[side] = policy - reference, masses
+        change = report["changes"][side]["change"]["value"]
+        assert change == pytest.approx(np.average(policy - reference, weights=masses), abs=1e-4)
+    repeated = {side: np.sort(np.repeat(rewards, masses)) for side, (rewards, masses) in scored.items()}
+    for percentile in PERCENTILES:
+        ends = [v[int(np.ceil(len(v) * percentile / 100)) - 1] for v in repeated.values()]
+        margin = report["comparisons"]["rewards"]["after"]["margins"][f"p{percentile}"]["value"]
+        assert margin == pytest.approx(ends[0] - ends[1], abs=2e-4)
+
+
+@pytest.mark.parametrize("scope", ["effective_batch", "micro_batch"])
+def test_without_an_evaluation_set_it_is_of_the_last_steps(run, paired_config, lora, tmp_path, scope):
+    # every step sees all 8 pairs; the last one is scored before the last update
+    config = with_rows({**paired_config, **lora}, tmp_path / "rows.jsonl", make_pairs(8))
+    config = {**config, "gradient_accumulation_steps": 2, "max_steps": 70, "num_epochs": 70}
+    trainer = run({**config, "aot_scope": scope, "logging_steps": 1})
+    numbers = read(config)
+    assert numbers["source"]["kind"] == "last effective batches"
+    assert numbers["source"]["description"] == (
+        "the effective batches of the optimizer steps 7 to 70, each scored in its step, as there is no "
+        "evaluation set: 512 pairs that the model was trained on"
+    )
+    report = numbers["runs"]["aot"]
+    assert report["answers"] == {"chosen": 512, "rejected": 512}
+    assert numbers["examples"] == {}
+    for side in ("chosen", "rejected"):
+        logged = np.mean(column(trainer, f"logps/{side}")[-64:])
+        assert report["changes"][side]["log_probability_after"] == pytest.approx(logged, rel=1e-5)
+
+
+def test_the_best_model_is_what_is_reported_where_it_is_loaded(run, evaluated, lora):
+    config = {**evaluated, **lora, "load_best_model_at_end": True, "learning_rate": 0.05}
+    trainer = run(config)
+    best = trainer.state.best_global_step
+    assert best < trainer.state.global_step
+    numbers = read(config)
+    assert numbers["source"]["step"] == best
+    assert_numbers_of(numbers, sides(config, make_pairs(12, seed=5)))
+
+
+def test_aot_report_false(run, small):
+    config, _ = small
+    run({**config, "aot_report": False})
+    assert not (Path(config["output_dir"]) / "dominance").exists()
+
+
+def test_a_failing_report_loses_nothing(run, small, caplog):
+    config, _ = small
+    out = Path(config["output_dir"])
+    out.mkdir(parents=True)
+    (out / "dominance").write_text("a file where the folder should be")
+    run(config)
+    adapter = load_file(out / "adapter_model.safetensors")
+    assert any(matrix.abs().sum() > 0 for name, matrix in adapter.items() if "lora_B" in name)
+    (message,) = [r.getMessage() for r in caplog.records if "no dominance report" in r.getMessage()]
+    assert "FileExistsError" in message and "the model is saved" in message
+    assert "axolotl aot-report" in message and "config.yml" in message
+
+
+def test_answers_of_one_label_are_told(run, unpaired_config, lora, tmp_path, caplog):
+    config = with_rows({**unpaired_config, **lora}, tmp_path / "rows.jsonl", unpair(make_pairs(40))[:50])
+    config = {**config, "max_steps": 1, "aot_stratify": False, "micro_batch_size": 2}
+    for seed in range(20):  # until both answers of the one step have the same label
+        run({**config, "seed": seed, "output_dir": str(tmp_path / f"out{seed}")})
+        if any("a report needs two or more" in r.getMessage() for r in caplog.records):
+            break
+    else:
+        raise AssertionError("no step with one label")
+    assert (tmp_path / f"out{seed}" / "adapter_model.safetensors").exists()
+
+
+def test_curves_and_scalars_in_tensorboard(run, small):
+    config, _ = small
+    run({**config, "use_tensorboard": True})
+    (events,) = {path.parent for path in Path(config["output_dir"]).rglob("events.out.tfevents.*")}
+    log = EventAccumulator(str(events), size_guidance={"images": 0}).Reload()
+    pictures = log.Images("eval/dominance/quantiles")
+    assert [picture.step for picture in pictures] == [0, 3, 4]
+    assert all(picture.width > 500 and len(picture.encoded_image_string) > 5_000 for picture in pictures)
+    names = set(log.Tags()["scalars"])
+    for metric in (*MARGIN_METRICS.values(), "dominance/violation", "dominance/violation_rate"):
+        assert {f"train/{metric}", f"eval/{metric}"} <= names
+
+
+def test_curves_in_wandb(run, small, tmp_path, monkeypatch):
+    config, _ = small
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run({**config, "use_wandb": True, "wandb_project": "test", "wandb_mode": "offline"})
+    wandb.finish()
+    pictures = list(tmp_path.glob("wandb/offline-run-*/files/media/images/**/quantiles_*.png"))
+    assert len(pictures) == 3
+    for path in pictures:
+        with Image.open(path) as image:
+            assert image.width > 500 and len(image.getcolors(10**7)) > 50
+
+
+def test_ctrl_c_while_the_report_is_written():
+    """axolotl's handler, which would save the model that it loaded, is set aside, and comes back."""
+    called = []
+    previous = signal.signal(signal.SIGINT, lambda *args: called.append(args))
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert len(called) == 1
+
+
+def test_a_worker_thread_has_no_signals_to_set():
+    entered = []
+
+    def work():
+        with interruptible():
+            entered.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [True]

@@ -90,12 +90,13 @@ def make_report(
     Raises:
         AOTConfigError, AOTDataError: what is wrong with the YAML, the data or one of the models.
     """
-    raw = yaml.safe_load(path.read_text("utf-8"))
-    name = str(raw.get("rl"))
+    raw = _read(path)
+    scoring = scoring_config(raw, data)
+    name = raw["rl"]
     own = adapter or Path(raw.get("lora_model_dir") or raw.get("output_dir") or "model-out")
     models = _models(name, own, others or {}, named=adapter is not None)
     out = out or Path(raw.get("output_dir") or "model-out") / FOLDER
-    cfg = _loaded(scoring_config(raw, data), out)
+    cfg = _loaded(scoring, out)
     model, tokenizer, *_ = setup_model_and_tokenizer(cfg)
     dataset = pipeline_of(cfg, tokenizer).prepare_evaluation()
     if dataset is None:
@@ -121,6 +122,16 @@ def make_report(
 
 
 # --- The YAML -----------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.YAMLError as error:
+        raise AOTConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise AOTConfigError(f"{path} holds no keys: it must be the YAML of a training run")
+    return raw
 
 
 def scoring_config(raw: dict[str, Any], data: str | None = None) -> dict[str, Any]:

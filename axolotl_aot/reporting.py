@@ -165,7 +165,11 @@ SINKS: dict[type, Callable[[Any, Image.Image, int], None]] = {
 
 
 def write_run_report(cfg: DictDefault, record: RunRecord) -> None:
-    """Write the report of a run that has ended and is saved; says where it is, or why there is none."""
+    """Write the report of a run that has ended and is saved; says where it is, or why there is none.
+
+    axolotl has closed the process group by then: its logger must not ask which process this is, which is
+    the main one, as no other has a record.
+    """
     folder = Path(cfg.output_dir) / FOLDER
     try:
         shown = {} if record.dataset is None else examples(record.run, record.dataset, record.tokenizer)
@@ -180,11 +184,12 @@ def write_run_report(cfg: DictDefault, record: RunRecord) -> None:
     except (Exception, KeyboardInterrupt) as error:
         LOG.warning(
             f"no dominance report ({type(error).__name__}: {error}); the model is saved, and `axolotl "
-            f"aot-report {cfg.axolotl_config_path or 'CONFIG'}` makes a report of it"
+            f"aot-report {cfg.axolotl_config_path or 'CONFIG'}` makes a report of it",
+            main_process_only=False,
         )
         return
     verdict = numbers["runs"][record.run.name]["comparisons"]["rewards"]["after"]["first_order"]["verdict"]
-    LOG.info(f"Rewards: {verdict}. Dominance report: {page}")
+    LOG.info(f"Rewards: {verdict}. Dominance report: {page}", main_process_only=False)
 
 
 def settings_shown(cfg: DictDefault) -> dict[str, Any]:

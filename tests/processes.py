@@ -94,7 +94,7 @@ class Processes:
         self._server.stdin.write(json.dumps(job) + "\n")
         self._server.stdin.flush()
         codes = json.loads(self._server.stdout.readline())
-        return Run(folder, codes, log.read_text()[-5000:])
+        return Run(folder, codes, log.read_text()[-20_000:])
 
     def train(self, config: dict, folder: Path, world: int = 1, **env: str) -> Run:
         """A run of `axolotl train` that is expected to succeed."""

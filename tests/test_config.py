@@ -49,6 +49,7 @@ def test_settings_have_the_documented_defaults():
         "aot_stratify": True,
         "aot_padding_free": None,
         "aot_max_tokens_per_micro_batch": None,
+        "aot_report": True,
     }
     assert settings({"aot_penalty": None}).aot_penalty == "logistic"  # an empty key in the YAML
 

@@ -565,8 +565,8 @@ def test_evaluation_is_over_the_whole_set_at_once(build, with_evaluation, tiny_m
         assert logs[0]["eval_loss"] == pytest.approx(0.693147, rel=1e-4)
         results.append({k: v for k, v in logs[1].items() if k.split("/")[0] in EVAL_GROUPS})
     assert {"eval_loss", "eval_dominance/violation", "eval_rewards/margins"} <= set(results[0])
-    for result in results[1:]:
-        assert result == pytest.approx(results[0], rel=1e-5, abs=1e-6)
+    for result in results[1:]:  # a margin at a percentile is of single log-probabilities of about 50 nats
+        assert result == pytest.approx(results[0], rel=1e-5, abs=1e-5)
 
     policy = trainer.model.double()
     reference = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)

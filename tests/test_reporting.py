@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import wandb
 from peft import PeftModel
 from PIL import Image
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_aot.curves import MARGIN_METRICS, PERCENTILES
 from axolotl_aot.rescue import interruptible
+from tests.by_hand import assert_numbers_of, logprobs
 from tests.helpers import column
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows
 
@@ -27,18 +27,6 @@ def read(config: dict) -> dict:
     return json.loads((Path(config["output_dir"]) / "dominance" / "report.json").read_text())
 
 
-@torch.no_grad()
-def logprobs(model, tokenizer, rows: list[dict], key: str) -> np.ndarray:
-    """Of each completion given its prompt, alone, from all its logits."""
-    found = []
-    for row in rows:
-        prompt = tokenizer(row["prompt"]).input_ids
-        ids = [*tokenizer(row["prompt"] + row[key]).input_ids, tokenizer.eos_token_id]
-        logits = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        found.append(sum(logits[i - 1, ids[i]].item() for i in range(len(prompt), len(ids))))
-    return np.array(found)
-
-
 def sides(config: dict, pairs: list[dict]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Log-probabilities of chosen and rejected answers, under the trained model and under the base model."""
     tokenizer = AutoTokenizer.from_pretrained(config["base_model"])
@@ -46,25 +34,6 @@ def sides(config: dict, pairs: list[dict]) -> dict[str, tuple[np.ndarray, np.nda
     reference = {key: logprobs(base, tokenizer, pairs, key) for key in ("chosen", "rejected")}
     policy = PeftModel.from_pretrained(base, config["output_dir"])
     return {key: (logprobs(policy, tokenizer, pairs, key), reference[key]) for key in reference}
-
-
-def assert_numbers_of(numbers: dict, scored: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """The report's means and curves are those of these log-probabilities."""
-    levels = np.array(numbers["levels"])
-    (run,) = numbers["runs"].values()
-    ends = {"chosen": "upper", "rejected": "lower"}
-    for side, (policy, reference) in scored.items():
-        change = run["changes"][side]
-        assert change["log_probability_before"] == pytest.approx(reference.mean(), rel=1e-5)
-        assert change["log_probability_after"] == pytest.approx(policy.mean(), rel=1e-5)
-        index = np.ceil(levels * len(policy)).astype(int) - 1
-        for key, when, values in (
-            ("rewards", "after", policy - reference),
-            ("log_probabilities", "before", reference),
-            ("log_probabilities", "after", policy),
-        ):
-            curve = run["comparisons"][key][when]["curves"][ends[side]]
-            assert np.allclose(curve["quantiles"], np.sort(values)[index], atol=2e-4)
 
 
 @pytest.fixture
@@ -87,7 +56,7 @@ def test_a_run_of_pairs(run, small, capsys):
         "description": "the evaluation set (13 pairs), after optimizer step 4",
     }
     scored = sides(config, pairs)
-    assert_numbers_of(numbers, scored)
+    assert_numbers_of(numbers, scored, "aot")
     report = numbers["runs"]["aot"]
     rewards = {side: policy - reference for side, (policy, reference) in scored.items()}
     better = rewards["chosen"] > rewards["rejected"]
@@ -169,7 +138,7 @@ def test_the_best_model_is_what_is_reported_where_it_is_loaded(run, evaluated, l
     assert best < trainer.state.global_step
     numbers = read(config)
     assert numbers["source"]["step"] == best
-    assert_numbers_of(numbers, sides(config, make_pairs(12, seed=5)))
+    assert_numbers_of(numbers, sides(config, make_pairs(12, seed=5)), "aot")
 
 
 def test_aot_report_false(run, small):

@@ -39,8 +39,8 @@ def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tm
     assert first["dominance/violation"] > 1e-3  # of a model with itself it would be 0
     for name, value in first.items():  # it is the trained model, and the reference that it was trained with
         assert value == pytest.approx(last[f"eval_{name}"], rel=1e-5, abs=1e-5), name
-    for case, result in results.items():
-        assert result == pytest.approx(first, rel=1e-6, abs=1e-6), case
+    for case, result in results.items():  # margins are of single log-probabilities of about 50 nats
+        assert result == pytest.approx(first, rel=1e-5, abs=1e-5), case
 
 
 @pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)

@@ -1,5 +1,6 @@
 """The first run as a user has it: axolotl's real commands, each in its own process."""
 
+import json
 import re
 import signal
 import subprocess
@@ -30,6 +31,13 @@ def test_alignment_moves_the_answers_from_wrong_to_right(folder):
     for method in ("aot", "aot_unpaired"):
         axolotl("train", str(folder / f"{method}.yml"))
     table = axolotl("aot-quickstart", str(folder), "--rates")
+    reports = [folder / f"outputs/{method}/dominance/report.html" for method in ("aot", "aot_unpaired")]
+    assert [line.strip() for line in table.splitlines()[-2:]] == list(map(str, reports))
+    for report in reports:
+        (run,) = json.loads(report.with_suffix(".json").read_text())["runs"].values()
+        before, after = (run["comparisons"]["log_probabilities"][when] for when in ("before", "after"))
+        assert not before["first_order"]["holds"] and after["first_order"]["holds"]
+        assert run["comparisons"]["rewards"]["after"]["first_order"]["holds"]
     rows = re.findall(r"^(\w+) +([\d.]+)% +([\d.]+)% +([\d.]+)%$", table, re.MULTILINE)
     rates = {name: [float(rate) for rate in row] for name, *row in rows}
     assert set(rates) == {"base", "aot", "aot_unpaired"}
@@ -38,6 +46,25 @@ def test_alignment_moves_the_answers_from_wrong_to_right(folder):
     for method, row in rates.items():
         assert row[0] >= 85, method
         assert row[2] <= malformed + 5, method
+
+
+def test_four_methods_in_one_figure_within_a_minute(folder):
+    for method in ("dpo", "kto"):  # the others are trained above
+        axolotl("train", str(folder / f"{method}.yml"))
+    others = [f"--compare={name}={folder / 'outputs' / name}" for name in ("aot_unpaired", "dpo", "kto")]
+    began = time.monotonic()
+    printed = axolotl("aot-report", str(folder / "aot.yml"), *others)
+    assert time.monotonic() - began < 60  # imports included
+    page = Path(printed.splitlines()[-1].removeprefix("Dominance report: "))
+    runs = json.loads(page.with_suffix(".json").read_text())["runs"]
+    assert list(runs) == ["aot", "aot_unpaired", "dpo", "kto"]
+    assert (page.parent / "comparison.png").stat().st_size > 50_000
+    trained = json.loads((folder / "outputs/aot/dominance/report.json").read_text())["runs"]["aot"]
+    for side in ("chosen", "rejected"):  # scored again, it is the model that was trained
+        change = trained["changes"][side]["change"]["value"]
+        assert runs["aot"]["changes"][side]["change"]["value"] == pytest.approx(change, abs=1e-3)
+    for run in runs.values():  # as every method was trained to do
+        assert run["comparisons"]["rewards"]["after"]["margins"]["p50"]["value"] > 1
 
 
 def test_a_mistake_in_the_yaml_is_told_in_the_last_line(folder):

@@ -1,0 +1,37 @@
+"""The report of a run of several processes: written once, and of the same answers as one process's."""
+
+import json
+
+import pytest
+
+from tests.end_to_end.engines import zero
+from tests.tiny import make_pairs, unpair, with_test_rows
+
+
+@pytest.mark.parametrize("config", [("paired", "lora"), ("unpaired", "full")], indirect=True, ids="-".join)
+@pytest.mark.parametrize("evaluation", [True, False], ids=["evaluation", "no-evaluation"])
+def test_two_processes_report_what_one_does(processes, config, evaluation, tmp_path):
+    if evaluation:
+        pairs = make_pairs(13, seed=9)
+        rows = pairs if config["rl"] == "aot" else unpair(pairs)[:-3]
+        config = {**with_test_rows(config, tmp_path / "test.jsonl", rows), "eval_steps": 3}
+    reports = []
+    for world, engine in ((1, {}), (2, {}), (2, zero(2, tmp_path))):
+        sizes = {"micro_batch_size": 4 // world, "gradient_accumulation_steps": 4}
+        folder = tmp_path / f"{world}-{len(reports)}"
+        processes.train({**config, **sizes, **engine}, folder, world)
+        output = (folder / "output.txt").read_text()
+        assert output.count("Dominance report: ") == 1 and "no dominance report" not in output
+        reports.append(json.loads((folder / "out/dominance/report.json").read_text()))
+    alone = reports[0]
+    kind = "evaluation set" if evaluation else "last effective batches"
+    assert alone["source"]["kind"] == kind
+    for other in reports[1:]:
+        assert other["source"] == alone["source"]
+        (ours,), (theirs,) = alone["runs"].values(), other["runs"].values()
+        assert theirs["answers"] == ours["answers"]
+        for key, states in ours["comparisons"].items():
+            for when, state in states.items():
+                for end, curve in state["curves"].items():
+                    found = theirs["comparisons"][key][when]["curves"][end]["quantiles"]
+                    assert found == pytest.approx(curve["quantiles"], abs=1e-3), (key, when, end)

@@ -1,0 +1,221 @@
+"""`axolotl aot-report`: several trained models scored on one evaluation set, as plain logits have it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from axolotl_aot.cli import report as command
+from tests.by_hand import assert_numbers_of, logprobs
+from tests.tiny import make_pairs, unpair, with_test_rows, write_jsonl
+
+PAIRS = make_pairs(11, seed=5)
+SIDES = ("chosen", "rejected")
+
+
+@pytest.fixture
+def adapters(tiny_model, tmp_path) -> dict[str, Path]:
+    """Two adapters of different shapes, and a whole model, none of which is the base model."""
+    folders = {name: tmp_path / name for name in ("one", "two.b", "whole")}
+    for seed, (folder, rank) in enumerate(((folders["one"], 4), (folders["two.b"], 2))):
+        torch.manual_seed(seed)
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        targets = ["q_proj", "v_proj"] if rank == 4 else ["down_proj"]
+        model = get_peft_model(base, LoraConfig(r=rank, target_modules=targets))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.3)
+        model.save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.model.layers[0].mlp.down_proj.weight.data.mul_(0.5)
+    model.save_pretrained(folders["whole"])
+    return folders
+
+
+@pytest.fixture
+def expected(adapters, tiny_model) -> dict[str, dict]:
+    """By model: of either side, log-probabilities under it and under the base model."""
+
+    def scored(model) -> dict:
+        return {side: logprobs(model, tokenizer, PAIRS, side) for side in SIDES}
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    reference = scored(AutoModelForCausalLM.from_pretrained(tiny_model))
+    found = {}
+    for name, folder in adapters.items():
+        if name == "whole":
+            model = AutoModelForCausalLM.from_pretrained(folder)
+        else:
+            model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), folder)
+        found[name] = {side: (policy, reference[side]) for side, policy in scored(model).items()}
+    return found
+
+
+@pytest.fixture
+def call(tmp_path, axolotl_imported):
+    """The command on a config dict; returns click's result, and where it wrote."""
+
+    def call(config: dict, *arguments: object, out: bool = True):
+        path = tmp_path / "run.yml"
+        path.write_text(yaml.safe_dump(config))
+        folder = tmp_path / "report"
+        where = ("--out", folder) if out else ()
+        result = CliRunner().invoke(command, [str(a) for a in (path, *arguments, *where)])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result, folder
+
+    return call
+
+
+def numbers_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.fixture
+def paired(paired_config, tmp_path) -> dict:
+    return with_test_rows(paired_config, tmp_path / "pairs.jsonl", PAIRS)
+
+
+@pytest.fixture
+def unpaired(unpaired_config, tmp_path) -> dict:
+    return with_test_rows(unpaired_config, tmp_path / "answers.jsonl", unpair(PAIRS))
+
+
+OF_TRAINING = {
+    "deepspeed": "zero2.json",
+    "resume_from_checkpoint": "checkpoint-8",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "eval_loss",
+    "precompute_ref_log_probs": True,
+}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"rl": "aot"},
+        {"rl": "aot", **OF_TRAINING, "adapter": "lora", "lora_r": 4, "lora_target_linear": True},
+        {"rl": "dpo", "dpo_label_smoothing": 0.1, "remove_unused_columns": False},
+        {"rl": "ipo", "plugins": None},
+        {"rl": "aot_unpaired"},
+        {"rl": "kto", "kto_desirable_weight": 1.5, "remove_unused_columns": False},
+    ],
+    ids=["aot", "aot-training-keys", "dpo", "ipo", "aot_unpaired", "kto"],
+)
+def test_scores_are_those_of_plain_logits(call, paired, unpaired, adapters, expected, keys):
+    config = {**(unpaired if keys["rl"] in ("aot_unpaired", "kto") else paired), **keys}
+    others = [f"--compare={name}={adapters[name]}" for name in ("two.b", "whole")]
+    result, folder = call(config, "--adapter", adapters["one"], *others)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == f"Dominance report: {folder / 'report.html'}"
+    for model in ("reference", keys["rl"], "two.b", "whole"):
+        assert f"Scoring {model}: 100%" in result.output
+    files = {path.name for path in folder.iterdir()}
+    assert {"report.html", "report.json", "comparison.png", "quantiles.png", "log_ratios.png"} <= files
+    assert not (Path(config["output_dir"]) / "debug.log").exists()
+    numbers = numbers_of(folder)
+    assert list(numbers["runs"]) == [keys["rl"], "two.b", "whole"]  # the YAML's own comes first
+    for name, scores in zip(numbers["runs"], expected.values(), strict=True):
+        assert_numbers_of(numbers, scores, name)
+        worst = numbers["examples"][name]["chosen"][0]
+        rewards = scores["chosen"][0] - scores["chosen"][1]
+        assert worst["reward"] == pytest.approx(rewards.min(), abs=2e-4)
+        assert worst["completion"] == PAIRS[rewards.argmin()]["chosen"] + "</s>"
+
+
+def test_without_options_it_is_of_what_the_yaml_trained(call, run, paired, lora):
+    """And the log of the training, which axolotl's loading of a YAML would empty, stays."""
+    config = {**paired, **lora, "eval_steps": 4, "learning_rate": 5e-3}
+    run(config)
+    out = Path(config["output_dir"])
+    (out / "debug.log").write_text("of the training")
+    result, _ = call(config, out=False)
+    assert result.exit_code == 0, result.output
+    assert (out / "debug.log").read_text() == "of the training"
+    after, alone = numbers_of(out / "dominance"), numbers_of(out / "aot-report")
+    assert not (out / "aot-report" / "comparison.png").exists()
+    for key in ("rewards", "log_ratios", "log_probabilities"):
+        for end in ("upper", "lower"):
+            curves = [
+                n["runs"]["aot"]["comparisons"][key]["after"]["curves"][end]["quantiles"]
+                for n in (after, alone)
+            ]
+            assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+
+
+def test_another_data_set(call, paired, adapters, tiny_model, tmp_path):
+    others = make_pairs(7, seed=11)
+    path = write_jsonl(tmp_path / "others.jsonl", others)
+    result, folder = call(paired, "--adapter", adapters["one"], "--data", path)
+    assert result.exit_code == 0, result.output
+    numbers = numbers_of(folder)
+    assert numbers["source"] == {"kind": "data", "description": f"{path} (7 pairs)"}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    change = numbers["runs"]["aot"]["changes"]["chosen"]["log_probability_before"]
+    assert change == pytest.approx(logprobs(base, tokenizer, others, "chosen").mean(), rel=1e-5)
+
+
+def test_4_bit_weights(call, paired, qlora, adapters, expected):
+    """Scored in 4 bits as they were trained: near the float32 scores, and not the same."""
+    result, folder = call({**paired, **qlora}, "--adapter", adapters["one"])
+    assert result.exit_code == 0, result.output
+    change = numbers_of(folder)["runs"]["aot"]["changes"]["chosen"]
+    for key, scores in zip(("after", "before"), expected["one"]["chosen"], strict=True):
+        value = change[f"log_probability_{key}"]
+        assert value == pytest.approx(scores.mean(), rel=0.1) and abs(value - scores.mean()) > 1e-3
+
+
+def test_the_yaml_has_trained_nothing_yet(call, paired, adapters, caplog):
+    result, folder = call(paired, f"--compare=one={adapters['one']}")
+    assert result.exit_code == 0, result.output
+    assert list(numbers_of(folder)["runs"]) == ["one"]
+    assert any("holds nothing trained" in record.getMessage() for record in caplog.records)
+
+
+def test_an_adapter_of_another_base_model_is_told(call, paired, adapters, caplog):
+    path = adapters["one"] / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "org/other"}))
+    call(paired, "--adapter", adapters["one"])
+    assert any("was trained on org/other" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("keys", "arguments", "message"),
+    [
+        ({"rl": "orpo"}, (), "`rl: orpo`: a report is made of aot, aot_unpaired, dpo, ipo, simpo, kto"),
+        ({"rl": None}, (), "`rl: None`: a report is made of"),
+        ({}, (), "out: no trained adapter or model there"),
+        ({}, ("--adapter", "."), "--adapter .: no trained adapter or model there"),
+        ({}, ("--compare", "x=nowhere"), "--compare x=nowhere: no trained adapter or model"),
+        ({}, ("--compare", "x"), "'x' must be NAME=DIR"),
+        ({}, ("--compare", "x=ONE", "--compare", "x=ONE"), "'x' is named twice"),
+        ({}, ("--compare", "aot=ONE"), "the YAML's own run has this name"),
+        ({}, ("--compare", "reference=ONE"), "that is what the base model is called"),
+        ({"test_datasets": None}, ("--adapter", "ONE"), "has no evaluation set: set test_datasets"),
+        ({"aot_penalty": "squared-hinge"}, ("--adapter", "ONE"), "Did you mean 'squared_hinge'?"),
+        ({}, ("--adapter", "ONE", "--data", "nowhere.jsonl"), "nowhere.jsonl"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(call, paired, adapters, keys, arguments, message):
+    words = [argument.replace("ONE", str(adapters["one"])) for argument in arguments]
+    result, folder = call({**paired, **keys}, *words)
+    assert result.exit_code in (1, 2)
+    assert message in " ".join(result.output.split()), result.output
+    assert not folder.exists() or not list(folder.glob("report.*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "holds no keys"), ("- rl: aot", "holds no keys"), ("rl: [aot", "is not YAML")]
+)
+def test_a_file_that_is_no_config(tmp_path, text, message):
+    path = tmp_path / "run.yml"
+    path.write_text(text)
+    result = CliRunner().invoke(command, [str(path)])
+    assert result.exit_code == 1 and message in result.output

@@ -4,6 +4,7 @@ Click only at the top: `axolotl --help` imports this module, so the heavy parts 
 functions.
 """
 
+import re
 from pathlib import Path
 
 import click
@@ -63,7 +64,8 @@ def _print_rates(directory: Path) -> None:
 @click.option(
     "--adapter",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="What CONFIG has trained, an adapter or a whole model; by default in its output_dir.",
+    help="What CONFIG has trained, an adapter or a whole model; by default in its output_dir (of AOT's "
+    "types its lora_model_dir, if it names one).",
 )
 @click.option(
     "--compare",
@@ -104,6 +106,10 @@ def _named_folders(values: tuple[str, ...]) -> dict[str, Path]:
         name, equals, folder = value.partition("=")
         if not (name and equals and folder):
             raise click.BadParameter(f"{value!r} must be NAME=DIR, such as dpo=outputs/dpo")
+        if not re.fullmatch(r"[A-Za-z0-9][\w .+-]*", name):
+            raise click.BadParameter(
+                f"{name!r} must begin with a letter or digit and hold letters, digits and _ . + - only"
+            )
         if name in folders:
             raise click.BadParameter(f"{name!r} is named twice")
         folders[name] = Path(folder)

@@ -93,7 +93,7 @@ def make_report(
     raw = _read(path)
     scoring = scoring_config(raw, data)
     name = raw["rl"]
-    own = adapter or Path(raw.get("lora_model_dir") or raw.get("output_dir") or "model-out")
+    own = adapter or _trained_by(raw)
     models = _models(name, own, others or {}, named=adapter is not None)
     out = out or Path(raw.get("output_dir") or "model-out") / FOLDER
     cfg = _loaded(scoring, out)
@@ -104,16 +104,18 @@ def make_report(
             f"{path} has no evaluation set: set test_datasets or val_set_size, or name a data set with --data"
         )
     paired = config.active_rl(cfg) == "aot"
+    _require_both_labels(dataset, paired)
     columns = ("chosen_ids", "rejected_ids") if paired else ("completion_ids",)
     scores = _score_all(cfg, model, models, sequences_of(dataset, columns))
     reference = scores.pop(REFERENCE)
     runs = [_run(name, dataset, found, reference, paired) for name, found in scores.items()]
+    runs = _usable(runs)
     numbers = report(
         runs,
-        source=_source(path, data, dataset, paired),
+        source=_source(path, raw, data, dataset, paired),
         settings={
             "base_model": raw["base_model"],
-            **{f"model: {name}": str(folder) for name, folder in models.items()},
+            **{f"model: {run.name}": str(models[run.name]) for run in runs},
             "axolotl-aot": __version__,
         },
         examples={run.name: examples(run, dataset, tokenizer) for run in runs},
@@ -165,12 +167,21 @@ def scoring_config(raw: dict[str, Any], data: str | None = None) -> dict[str, An
 
 def _loaded(cfg: dict[str, Any], out: Path) -> DictDefault:
     # axolotl empties output_dir's debug.log
-    loaded = load_cfg(DictDefault({**cfg, "output_dir": str(out)}))
+    cfg = {**cfg, "output_dir": str(out)}
+    if not cfg.get("device_map") and torch.cuda.is_available():
+        cfg["device_map"] = {"": torch.cuda.current_device()}  # axolotl would spread it over all of them
+    loaded = load_cfg(DictDefault(cfg))
     Path(loaded.axolotl_config_path).unlink(missing_ok=True)  # load_cfg's copy
     return loaded
 
 
 # --- The models ---------------------------------------------------------------------------------
+
+
+def _trained_by(raw: dict[str, Any]) -> Path:
+    """Where a run's own result is; AOT's may be named by `lora_model_dir`, as for `axolotl evaluate`."""
+    named = raw.get("lora_model_dir") if raw["rl"] in config.RL_TYPES else None
+    return Path(named or raw.get("output_dir") or "model-out")
 
 
 def _models(name: str, own: Path, others: Mapping[str, Path], named: bool) -> dict[str, Path]:
@@ -216,16 +227,31 @@ def _score_all(
         "padding_free": config.settings(cfg).aot_padding_free,
     }
     scores = {REFERENCE: score(model, sequences, description=f"Scoring {REFERENCE}", **common)}
-    base = policy = model
-    for name, folder in folders.items():
-        if _kind(folder) == "adapter":
-            _warn_of_another_base(name, folder, cfg.base_model)
-            policy = load_adapter(policy, str(folder), name.replace(".", "_"))
-            trained: PreTrainedModel | PeftModel = policy
-        else:
-            trained = _whole_model(base, folder)
-        scores[name] = score(trained, sequences, description=f"Scoring {name}", **common)
-    return scores
+    adapters = {name: folder for name, folder in folders.items() if _kind(folder) == "adapter"}
+    _require_no_biases(adapters, len(folders))
+    for name, folder in folders.items():  # first, as an adapter changes the layers of the base model
+        if name not in adapters:
+            scores[name] = score(
+                _whole_model(model, folder), sequences, description=f"Scoring {name}", **common
+            )
+    policy: PreTrainedModel | PeftModel = model
+    for number, (name, folder) in enumerate(adapters.items()):
+        _warn_of_another_base(name, folder, cfg.base_model)
+        policy = load_adapter(policy, str(folder), f"number_{number}")  # PEFT refuses some names
+        if number:
+            policy.delete_adapter(f"number_{number - 1}")
+        scores[name] = score(policy, sequences, description=f"Scoring {name}", **common)
+    return {name: scores[name] for name in (REFERENCE, *folders)}
+
+
+def _require_no_biases(adapters: dict[str, Path], models: int) -> None:
+    for name, folder in adapters.items():
+        bias = PeftConfig.from_pretrained(str(folder)).to_dict().get("bias", "none")
+        if bias != "none" and models > 1:
+            raise AOTConfigError(
+                f"{name} ({folder}) was trained with bias: {bias}, which changes the base model that the "
+                "others are scored on; make a report of it alone"
+            )
 
 
 def _whole_model(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -241,6 +267,32 @@ def _warn_of_another_base(name: str, folder: Path, base: str) -> None:
 
 
 # --- What the report is of ----------------------------------------------------------------------
+
+
+def _require_both_labels(dataset: Dataset, paired: bool) -> None:
+    good = len(dataset) if paired else sum(map(bool, dataset["label"]))
+    for label, count in (("chosen", good), ("rejected", good if paired else len(dataset) - good)):
+        if count < 2:
+            raise AOTConfigError(
+                f"the evaluation set has {count} {label} answers, and a report needs two or more of either "
+                "kind; name another data set with --data"
+            )
+
+
+def _usable(runs: list[Run]) -> list[Run]:
+    """The runs whose log-probabilities are all finite; of others a warning is left."""
+    usable = []
+    for run in runs:
+        bad = run.chosen.not_finite + run.rejected.not_finite
+        if bad:
+            LOG.warning(f"{run.name} is left out: {bad} log-probabilities are NaN or infinite")
+        else:
+            usable.append(run)
+    if not usable:
+        raise AOTConfigError(
+            "no model has finite log-probabilities: a run has diverged, or fp16 overflows (use bf16)"
+        )
+    return usable
 
 
 def _run(
@@ -264,8 +316,19 @@ def _run(
     return Run(name, paired, *(answers(*side) for side in sides.values()))
 
 
-def _source(path: Path, data: str | None, dataset: Dataset, paired: bool) -> dict[str, Any]:
+def _source(
+    path: Path, raw: dict[str, Any], data: str | None, dataset: Dataset, paired: bool
+) -> dict[str, Any]:
     samples = f"{len(dataset):,} {'pairs' if paired else 'answers'}"
     if data is not None:
         return {"kind": "data", "description": f"{data} ({samples})"}
-    return {"kind": "evaluation set", "description": f"the evaluation set of {path} ({samples})"}
+    description = f"the evaluation set of {path} ({samples})"
+    if raw["rl"] in OTHER_TYPES and not raw.get("test_datasets"):
+        # axolotl drops other rows as too long before it splits
+        doubt = (
+            f"split off by val_set_size, which may have split off others when rl: {raw['rl']} was trained: "
+            "some of these rows may have been trained on; test_datasets or --data rules that out"
+        )
+        LOG.warning(f"{description}: {doubt}")
+        description += f", {doubt}"
+    return {"kind": "evaluation set", "description": description}

@@ -55,6 +55,11 @@ class Answers:
         """log pi(y|x) - log pi_ref(y|x), in nats."""
         return self.policy - self.reference
 
+    @property
+    def not_finite(self) -> int:
+        """How many of the log-probabilities are NaN or infinite."""
+        return int((~np.isfinite([self.policy, self.reference])).sum())
+
 
 @dataclass(frozen=True)
 class Run:
@@ -198,11 +203,9 @@ def _require_usable(run: Run) -> None:
     for side, answers in (("chosen", run.chosen), ("rejected", run.rejected)):
         if len(answers) < 2:
             raise ValueError(f"{run.name}: {len(answers)} {side} answers; a report needs two or more")
-        values = np.concatenate([answers.policy, answers.reference])
-        bad = int((~np.isfinite(values)).sum())
-        if bad:
+        if answers.not_finite:
             raise ValueError(
-                f"{run.name}: {bad} of {len(values)} log-probabilities of {side} answers are not finite"
+                f"{run.name}: {answers.not_finite} log-probabilities of {side} answers are not finite"
             )
 
 
@@ -282,20 +285,25 @@ def _changes(run: Run) -> dict[str, Any]:
     """Whether the answers of each label became more or less likely than under the reference."""
     sides = {"chosen": run.chosen, "rejected": run.rejected}
     numbers = {side: _change(answers) for side, answers in sides.items()}
-    signs = tuple(int(np.sign(number["change"]["value"])) for number in numbers.values())
+    signs = tuple(_clear_sign(**number["change"]) for number in numbers.values())
     return {**numbers, "verdict": CHANGES[signs]}
+
+
+def _clear_sign(value: float, interval: list[float]) -> int:
+    """0 where the interval leaves the sign open."""
+    return 0 if interval[0] <= 0 <= interval[1] else int(np.sign(value))
 
 
 # By the signs of the mean change of chosen and rejected answers.
 CHANGES = {
     (1, 1): "both became more likely",
-    (1, 0): "chosen answers became more likely, rejected ones stayed as they were",
+    (1, 0): "chosen answers became more likely, rejected ones did not clearly change",
     (1, -1): "chosen answers became more likely, rejected ones less likely",
-    (0, 1): "chosen answers stayed as they were, rejected ones became more likely",
-    (0, 0): "neither changed",
-    (0, -1): "chosen answers stayed as they were, rejected ones became less likely",
+    (0, 1): "chosen answers did not clearly change, rejected ones became more likely",
+    (0, 0): "neither clearly changed",
+    (0, -1): "chosen answers did not clearly change, rejected ones became less likely",
     (-1, 1): "chosen answers became less likely, rejected ones more likely: the wrong way round",
-    (-1, 0): "chosen answers became less likely, rejected ones stayed as they were",
+    (-1, 0): "chosen answers became less likely, rejected ones did not clearly change",
     (-1, -1): "both became less likely",
 }
 
@@ -375,7 +383,8 @@ def _places(failing: list[tuple[float, float]]) -> str:
         told.append((low, high))
     share = sum(high - low for low, high in failing)
     if len(told) > 2:
-        return f"at {share:.0%} of the quantiles, {_place(told[0][0], told[-1][1])}"
+        amount = f"{share:.0%}" if share >= 0.01 else f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+        return f"at {amount} of the quantiles, {_place(told[0][0], told[-1][1])}"
     if share < 1 - NO_MASS and told[0][0] < NO_MASS and told[0][1] > 1 - NO_MASS:
         return f"at {share:.1%} of the quantiles"
     return " and ".join(_place(low, high) for low, high in told)
@@ -395,7 +404,10 @@ def _place(low: float, high: float) -> str:
 def _ordinal(percentile: float) -> str:
     """A percentile as a word; with a decimal near the ends, where the nearest whole number is none."""
     if not 0.95 <= percentile <= 99.05:
-        return f"{percentile:.2g}th" if percentile < 1 else f"{percentile:.1f}th"
+        if percentile < 50:
+            return f"{percentile:.2g}th"
+        rest = max(round(100 - percentile, 9), 1e-7)  # to one digit of it
+        return f"{percentile:.{max(1, -math.floor(math.log10(rest)))}f}th"
     number = round(percentile)
     endings = {1: "st", 2: "nd", 3: "rd"}
     return f"{number}{'th' if 10 < number % 100 < 14 else endings.get(number % 10, 'th')}"

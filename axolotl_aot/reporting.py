@@ -73,18 +73,28 @@ class ReportMixin(EffectiveBatchMixin, EvaluationMixin):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         output = super().train(*args, **kwargs)
         if self._reports and (self._evaluations or self._last_steps):
-            self.setup.record = self._run_record()
+            try:
+                self.setup.record = self._run_record()
+            except Exception as error:  # what was trained is not saved yet
+                LOG.warning(f"no dominance report: {type(error).__name__}: {error}")
         return output
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(*args, **kwargs)
         if self._reports and self.is_in_train:
             step = self.state.global_step
-            best = self.state.best_global_step
-            self._evaluations = {s: rows for s, rows in self._evaluations.items() if s == best}
+            # the best so far is loaded in the end only if a checkpoint is of its step
+            kept = {self.state.best_global_step, self._best_saved_step}
+            self._evaluations = {s: rows for s, rows in self._evaluations.items() if s in kept}
             self._evaluations[step] = self.evaluated_rows.cpu()
-            self._show(self._run(self._evaluations[step]), step)
+            self._show(step)
         return output
+
+    @property
+    def _best_saved_step(self) -> int | None:
+        """Of the checkpoint that Trainer loads in the end with load_best_model_at_end."""
+        best = self.state.best_model_checkpoint
+        return None if best is None else int(best.rpartition("-")[2])
 
     def _record(self, samples: Tensor, sorts: Tensor) -> None:
         super()._record(samples, sorts)
@@ -107,15 +117,17 @@ class ReportMixin(EffectiveBatchMixin, EvaluationMixin):
     def _run_record(self) -> RunRecord:
         common = {"history": self.state.log_history, "tokenizer": self.processing_class}
         if self._evaluations:
-            best = self.state.best_global_step if self.args.load_best_model_at_end else None
+            best = self._best_saved_step if self.args.load_best_model_at_end else None
             step = best if best in self._evaluations else max(self._evaluations)
             run = self._run(self._evaluations[step])
             samples = f"{len(self._evaluations[step]):,} {'pairs' if self.paired else 'answers'}"
-            source = {
-                "kind": "evaluation set",
-                "step": step,
-                "description": f"the evaluation set ({samples}), after optimizer step {step}",
-            }
+            description = f"the evaluation set ({samples}), after optimizer step {step}"
+            if best not in (None, step):
+                description += (
+                    f"; what is saved is the model of step {best}, which was scored before this run was "
+                    "resumed: `axolotl aot-report` scores it anew"
+                )
+            source = {"kind": "evaluation set", "step": step, "description": description}
             return RunRecord(run, source, dataset=self.eval_dataset, **common)
         steps, rows = zip(*self._last_steps, strict=True)
         samples = f"{sum(map(len, rows)):,} {'pairs' if self.paired else 'answers'}"
@@ -128,7 +140,7 @@ class ReportMixin(EffectiveBatchMixin, EvaluationMixin):
         }
         return RunRecord(self._run(torch.cat(rows)), source, **common)
 
-    def _show(self, run: Run, step: int) -> None:
+    def _show(self, step: int) -> None:
         """Send an evaluation's quantile curves to TensorBoard and wandb, where they are in use."""
         sinks = [
             (send, c)
@@ -140,7 +152,7 @@ class ReportMixin(EffectiveBatchMixin, EvaluationMixin):
             return
         try:
             file = BytesIO()
-            live_figure(run, step).savefig(file, format="png")
+            live_figure(self._run(self._evaluations[step]), step).savefig(file, format="png")
             for send, callback in sinks:
                 send(callback, Image.open(file), step)
         except Exception as error:  # a run must not end because a plot cannot be shown

@@ -8,6 +8,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_aot.cli import report as command
@@ -20,16 +21,23 @@ SIDES = ("chosen", "rejected")
 
 @pytest.fixture
 def adapters(tiny_model, tmp_path) -> dict[str, Path]:
-    """Two adapters of different shapes, and a whole model, none of which is the base model."""
-    folders = {name: tmp_path / name for name in ("one", "two.b", "whole")}
-    for seed, (folder, rank) in enumerate(((folders["one"], 4), (folders["two.b"], 2))):
+    """Three adapters of different kinds, and a whole model, none of which is the base model."""
+    folders = {name: tmp_path / name for name in ("one", "weight", "whole", "weight.b")}
+    kinds = {
+        "one": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+        "weight": LoraConfig(r=2, target_modules=["down_proj"], modules_to_save=["lm_head"]),
+        "weight.b": LoraConfig(r=3, target_modules=["down_proj", "q_proj"], use_dora=True),
+    }
+    for seed, (kind, lora) in enumerate(kinds.items()):
+        folder = folders[kind]
         torch.manual_seed(seed)
         base = AutoModelForCausalLM.from_pretrained(tiny_model)
-        targets = ["q_proj", "v_proj"] if rank == 4 else ["down_proj"]
-        model = get_peft_model(base, LoraConfig(r=rank, target_modules=targets))
+        model = get_peft_model(base, lora)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.3)
+            if "modules_to_save" in name:
+                parameter.data.mul_(1.1)
         model.save_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     model.model.layers[0].mlp.down_proj.weight.data.mul_(0.5)
@@ -110,17 +118,18 @@ OF_TRAINING = {
 )
 def test_scores_are_those_of_plain_logits(call, paired, unpaired, adapters, expected, keys):
     config = {**(unpaired if keys["rl"] in ("aot_unpaired", "kto") else paired), **keys}
-    others = [f"--compare={name}={adapters[name]}" for name in ("two.b", "whole")]
+    others = [f"--compare={name}={adapters[name]}" for name in ("weight", "whole", "weight.b")]
     result, folder = call(config, "--adapter", adapters["one"], *others)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == f"Dominance report: {folder / 'report.html'}"
-    for model in ("reference", keys["rl"], "two.b", "whole"):
+    for model in ("reference", keys["rl"], "weight", "whole", "weight.b"):
         assert f"Scoring {model}: 100%" in result.output
     files = {path.name for path in folder.iterdir()}
     assert {"report.html", "report.json", "comparison.png", "quantiles.png", "log_ratios.png"} <= files
     assert not (Path(config["output_dir"]) / "debug.log").exists()
     numbers = numbers_of(folder)
-    assert list(numbers["runs"]) == [keys["rl"], "two.b", "whole"]  # the YAML's own comes first
+    # in the order they are named, the YAML's own first
+    assert list(numbers["runs"]) == [keys["rl"], "weight", "whole", "weight.b"]
     for name, scores in zip(numbers["runs"], expected.values(), strict=True):
         assert_numbers_of(numbers, scores, name)
         worst = numbers["examples"][name]["chosen"][0]
@@ -186,6 +195,37 @@ def test_an_adapter_of_another_base_model_is_told(call, paired, adapters, caplog
     assert any("was trained on org/other" in record.getMessage() for record in caplog.records)
 
 
+def test_a_model_that_has_diverged_is_left_out(call, paired, adapters, caplog):
+    path = adapters["weight"] / "adapter_model.safetensors"
+    save_file({key: matrix * torch.nan for key, matrix in load_file(path).items()}, path)
+    result, folder = call(paired, "--adapter", adapters["one"], f"--compare=two={adapters['weight']}")
+    assert result.exit_code == 0, result.output
+    assert list(numbers_of(folder)["runs"]) == ["aot"]
+    assert any("two is left out: 22 log-probabilities are NaN" in r.getMessage() for r in caplog.records)
+    result, _ = call(paired, "--adapter", adapters["weight"])
+    assert result.exit_code == 1 and "no model has finite log-probabilities" in result.output
+
+
+def test_rows_that_may_have_been_trained_on_are_told(call, paired_config, adapters, caplog):
+    """axolotl's own types split off an evaluation set by rules of their own."""
+    for rl, told in (("aot", False), ("dpo", True)):
+        caplog.clear()
+        result, folder = call({**paired_config, "rl": rl, "val_set_size": 0.2}, "--adapter", adapters["one"])
+        assert result.exit_code == 0, result.output
+        found = "may have been trained on" in numbers_of(folder)["source"]["description"]
+        logged = any("may have been trained on" in record.getMessage() for record in caplog.records)
+        assert (found, logged) == (told, told)
+
+
+def test_only_aots_own_types_read_lora_model_dir(call, paired, adapters, expected):
+    """axolotl starts every RL run with a new adapter; AOT's evaluation takes it for what was trained."""
+    config = {**paired, "output_dir": str(adapters["one"]), "lora_model_dir": str(adapters["weight"])}
+    for rl, name in (("dpo", "one"), ("aot", "weight")):
+        result, folder = call({**config, "rl": rl})
+        assert result.exit_code == 0, result.output
+        assert_numbers_of(numbers_of(folder), expected[name], rl)
+
+
 @pytest.mark.parametrize(
     ("keys", "arguments", "message"),
     [
@@ -195,6 +235,8 @@ def test_an_adapter_of_another_base_model_is_told(call, paired, adapters, caplog
         ({}, ("--adapter", "."), "--adapter .: no trained adapter or model there"),
         ({}, ("--compare", "x=nowhere"), "--compare x=nowhere: no trained adapter or model"),
         ({}, ("--compare", "x"), "'x' must be NAME=DIR"),
+        ({}, ("--compare", "a$_$b=ONE"), "'a$_$b' must begin with a letter or digit"),
+        ({}, ("--compare", "_a=ONE"), "'_a' must begin with a letter or digit"),
         ({}, ("--compare", "x=ONE", "--compare", "x=ONE"), "'x' is named twice"),
         ({}, ("--compare", "aot=ONE"), "the YAML's own run has this name"),
         ({}, ("--compare", "reference=ONE"), "that is what the base model is called"),
@@ -209,6 +251,22 @@ def test_mistakes_are_told_without_a_traceback(call, paired, adapters, keys, arg
     assert result.exit_code in (1, 2)
     assert message in " ".join(result.output.split()), result.output
     assert not folder.exists() or not list(folder.glob("report.*"))
+
+
+def test_an_adapter_with_biases_is_scored_alone(call, paired, adapters):
+    path = adapters["weight"] / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bias": "lora_only"}))
+    result, _ = call(paired, "--adapter", adapters["one"], f"--compare=two={adapters['weight']}")
+    assert result.exit_code == 1 and "two" in result.output and "bias: lora_only" in result.output
+    result, _ = call(paired, "--adapter", adapters["weight"])
+    assert result.exit_code == 0, result.output
+
+
+def test_an_evaluation_set_of_one_label(call, unpaired, adapters, tmp_path):
+    path = write_jsonl(tmp_path / "good.jsonl", unpair(PAIRS, only=True) + unpair(PAIRS[:1], only=False))
+    result, _ = call(unpaired, "--adapter", adapters["one"], "--data", path)
+    assert result.exit_code == 1
+    assert "the evaluation set has 1 rejected answers" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say(mean, scale, monkeypatch
         ([1, 3, 1, 3, 1, 3], [0] + [2] * 5, "fails from the 17th to the 50th percentile", None),
         ([-1] + [1] * 999, [0] * 1000, "fails below the 0.1th percentile", None),
         ([1] * 1000, [0] * 999 + [2], "fails above the 99.9th percentile", None),
+        ([1] * 50_000, [0] * 49_999 + [2], "fails above the 99.998th percentile", None),
+        ([-1] + [1] * 49_999, [0] * 50_000, "fails below the 0.002th percentile", None),
     ],
 )
 def test_verdicts_in_words(upper, lower, first, second):
@@ -283,6 +285,14 @@ def test_many_places_are_told_as_a_share():
     assert not verdict(COMPARISONS["rewards"], quantile_steps(lower, upper), "first")["holds"]
 
 
+def test_a_few_places_of_next_to_no_mass_are_not_told_as_nothing():
+    upper = torch.arange(10_000.0)
+    lower = upper - 0.4
+    lower[[3000, 5000, 7000]] += 0.6
+    found = verdict(COMPARISONS["rewards"], quantile_steps(upper, lower), "first")["verdict"]
+    assert "at less than 0.1% of the quantiles, from the 30th to the 70th percentile" in found
+
+
 @pytest.mark.parametrize(
     ("chosen", "rejected", "words"),
     [
@@ -290,12 +300,23 @@ def test_many_places_are_told_as_a_share():
         (-1.0, -2.0, "both became less likely"),
         (1.0, 2.0, "both became more likely"),
         (-1.0, 1.0, "the wrong way round"),
-        (0.0, 0.0, "neither changed"),
+        (0.0, 0.0, "neither clearly changed"),
     ],
 )
 def test_whether_both_became_less_likely(chosen, rejected, words):
     sides = [Answers(np.full(4, -5.0 + shift), np.full(4, -5.0)) for shift in (chosen, rejected)]
     assert words in summary(Run("run", True, *sides))["changes"]["verdict"]
+
+
+def test_a_change_within_its_interval_is_none():
+    noise = np.random.default_rng(0).normal(0, 1, 50)
+    noise -= noise.mean()
+    sides = [Answers(-5 + noise + shift, np.full(50, -5.0)) for shift in (-1e-6, 1e-6)]
+    changes = summary(Run("run", True, *sides))["changes"]
+    assert changes["verdict"] == "neither clearly changed"
+    for side in ("chosen", "rejected"):
+        low, high = changes[side]["change"]["interval"]
+        assert low < 0 < high
 
 
 # --- The whole ----------------------------------------------------------------------------------
@@ -321,5 +342,5 @@ def test_answers_of_one_label_or_not_finite_are_no_report():
         with pytest.raises(ValueError, match=f"run: {count} rejected answers; a report needs two or more"):
             summary(Run("run", False, RUNS["labels"].chosen, few))
     infinite = Answers(np.array([np.inf, 0.0]), np.zeros(2))
-    with pytest.raises(ValueError, match="run: 1 of 4 log-probabilities of chosen answers are not finite"):
+    with pytest.raises(ValueError, match="run: 1 log-probabilities of chosen answers are not finite"):
         summary(Run("run", False, infinite, RUNS["labels"].rejected))

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_aot.curves import MARGIN_METRICS, PERCENTILES
 from axolotl_aot.rescue import interruptible
+from axolotl_aot.trainers import AOTTrainer
 from tests.by_hand import assert_numbers_of, logprobs
 from tests.helpers import column
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows
@@ -139,6 +140,29 @@ def test_the_best_model_is_what_is_reported_where_it_is_loaded(run, evaluated, l
     numbers = read(config)
     assert numbers["source"]["step"] == best
     assert_numbers_of(numbers, sides(config, make_pairs(12, seed=5)), "aot")
+
+
+def test_the_best_model_that_was_not_saved_is_not_reported(run, evaluated, lora):
+    """Trainer loads the best step that has a checkpoint; the best of all may have none."""
+    config = {**evaluated, **lora, "load_best_model_at_end": True, "learning_rate": 0.05, "save_steps": 4}
+    trainer = run({**config, "metric_for_best_model": "eval_logps/rejected", "greater_is_better": False})
+    numbers = read(config)
+    best = trainer.state.best_model_checkpoint
+    saved = trainer.state.global_step if best is None else int(best.rpartition("-")[2])
+    assert saved != trainer.state.best_global_step  # or this would say nothing
+    assert numbers["source"]["step"] == saved
+    assert_numbers_of(numbers, sides(config, make_pairs(12, seed=5)), "aot")
+
+
+def test_a_failure_before_the_model_is_saved_loses_nothing(run, small, caplog, monkeypatch):
+    def fail(self):
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(AOTTrainer, "_run_record", fail)
+    config, _ = small
+    run(config)
+    assert (Path(config["output_dir"]) / "adapter_model.safetensors").exists()
+    assert any("no dominance report: MemoryError: no room" in r.getMessage() for r in caplog.records)
 
 
 def test_aot_report_false(run, small):

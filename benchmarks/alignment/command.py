@@ -1,0 +1,87 @@
+"""Run what is missing, and write the results.
+
+Imports everything of `benchmarks.alignment`, click and rich.
+"""
+
+import hashlib
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
+
+from benchmarks.alignment import tables
+from benchmarks.alignment.cells import Cell
+from benchmarks.alignment.figures import FIGURES
+from benchmarks.alignment.plan import FULL, SMALL, STAGES, Plan
+from benchmarks.alignment.results import Results
+from benchmarks.alignment.runs import ENVIRONMENT, run_all
+from benchmarks.alignment.task import write_base_model
+
+HERE = Path(__file__).parent
+PACKAGES = ("axolotl-aot", "axolotl", "trl", "transformers", "peft", "torch")
+DPI = 120
+CONSOLE = Console(stderr=True)
+
+
+@click.command()
+@click.option("--small", is_flag=True, help="Few cells of few steps, to see that it runs.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where results are and go.")
+@click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), show_default=True)
+def main(small: bool, out: Path | None, workers: int) -> None:
+    """Train and score all cells that have no result yet, and write RESULTS.md and its figures.
+
+    Stopped at any moment it goes on where it was. Models are kept in OUT/work.
+    """
+    os.environ.update(ENVIRONMENT)
+    plan = SMALL if small else FULL
+    out = out or (Path("build/alignment-small") if small else HERE)
+    out.mkdir(parents=True, exist_ok=True)
+    base_model = out / "work" / "base"
+    if not (base_model / "tokenizer.json").is_file():  # what is written last
+        bar = lambda steps: track(steps, "Training the base model", console=CONSOLE)  # noqa: E731
+        write_base_model(base_model, plan.base_steps, bar)
+    results = Results(out / "results.jsonl")
+    base = hashlib.sha256((base_model / "model.safetensors").read_bytes()).hexdigest()[:12]
+    if results.bases() - {base}:
+        raise click.ClickException(
+            f"{results.path} is of another base model than {base_model}, which another machine may have "
+            "trained otherwise from the same seed: delete one of them"
+        )
+    for stage in STAGES:
+        missing = results.missing(cell for cells in stage(plan, results).values() for cell in cells)
+        _run(stage.__name__, missing, base_model, base, workers, results)
+    path = write_results(plan, results, out, small)
+    click.echo(path)
+
+
+def _run(name: str, missing: list[Cell], base_model: Path, base: str, workers: int, results: Results) -> None:
+    if not missing:
+        return
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=CONSOLE) as progress:
+        task = progress.add_task(name, total=len(missing))
+        for result in run_all(missing, base_model, workers):
+            results.add({**result, "base": base})
+            progress.advance(task)
+
+
+def write_results(plan: Plan, results: Results, out: Path, small: bool) -> Path:
+    """RESULTS.md: all tables and figures, with the command and the versions."""
+    intro = (HERE / "INTRODUCTION.md").read_text("utf-8")
+    parts = [intro.rstrip()]
+    command = "python -m benchmarks.alignment" + (" --small" if small else "")
+    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    parts.append(f"    {command}\n\nWith {versions}, on CPUs.")
+    for title, section in tables.SECTIONS.items():
+        parts.append(f"## {title}")
+        if title in FIGURES:
+            name, draw = FIGURES[title]
+            draw(plan, results).savefig(out / name, dpi=DPI)
+            parts.append(f"![{title}]({name})")
+        parts.append(section(plan, results).rstrip())
+    path = out / "RESULTS.md"
+    path.write_text("\n\n".join(parts) + "\n", "utf-8")
+    return path

@@ -1,0 +1,127 @@
+"""The figures; a method has one colour in all of them.
+
+May import `axolotl_aot.figures` (its colours), `benchmarks.alignment.plan`, `results`, `tables`; matplotlib.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from axolotl_aot.figures import COLOURS, RUNS
+from benchmarks.alignment import plan as plans
+from benchmarks.alignment.cells import Cell
+from benchmarks.alignment.plan import METHODS, Plan
+from benchmarks.alignment.results import Results
+from benchmarks.alignment.scores import LEVELS
+from benchmarks.alignment.tables import estimate
+
+REWARD = "reward of sampled answers (%)"
+# ours first: the package's own colour for the run that a report is of
+STYLES = dict(zip(("aot", "dpo", "kto", "ipo", "aot_unpaired"), RUNS, strict=True))
+
+
+def curves(plan: Plan, results: Results) -> Figure:
+    """The paper's figure 1: margins between quantiles, and log-likelihood ratios against the base model's."""
+    figure, axes = _panels(2)
+    rows = plans.methods(plan, results)
+    for method in METHODS:
+        colour, dashes = STYLES[method]
+        found = [results.of(cell)["pairs"]["curves"] for cell in rows[method,]]
+        margins = np.array([np.subtract(curve["chosen"], curve["rejected"]) for curve in found])
+        ratios = np.array([curve["ratio"] for curve in found])
+        for axis, values in zip(axes, (margins, ratios), strict=True):
+            axis.plot(LEVELS, values.mean(0), color=colour, linestyle=dashes, label=method)
+            axis.fill_between(LEVELS, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+    axes[1].plot(LEVELS, found[0]["base_ratio"], color=COLOURS["reference"], label="base")
+    axes[0].axhline(0, color=COLOURS["reference"], linestyle="--", linewidth=1)
+    _dress(axes[0], "Margin between quantiles", "quantile level", "chosen - rejected reward (nats)")
+    _dress(axes[1], "Log-likelihood ratio", "quantile level", "log chosen / rejected (nats)")
+    return figure
+
+
+def betas(plan: Plan, results: Results) -> Figure:
+    rows = plans.betas(plan, results)
+    figure, (axis,) = _panels(1)
+    for method in METHODS:
+        _line(axis, results, plan.betas, [rows[method, beta] for beta in plan.betas], method)
+    axis.set_xscale("log")
+    _dress(axis, "Steepness of the penalty", "rl_beta", REWARD)
+    return figure
+
+
+def sizes(plan: Plan, results: Results) -> Figure:
+    rows = plans.sizes(plan, results)
+    figure, (axis,) = _panels(1)
+    for scope, (colour, dashes) in zip(dict.fromkeys(s for _, s in rows), RUNS, strict=False):
+        cells = [rows[size, scope] for size in plan.sizes]
+        _line(axis, results, plan.sizes, cells, scope, colour, dashes)
+    axis.set_xscale("log", base=2)
+    _dress(axis, "aot: what is sorted together", "effective batch (pairs)", REWARD)
+    return figure
+
+
+def shares(plan: Plan, results: Results) -> Figure:
+    rows = plans.shares(plan, results)
+    figure, (axis,) = _panels(1)
+    styles = {**STYLES, "kto, balanced": (STYLES["kto"][0], ":")}
+    for name in dict.fromkeys(n for _, n in rows):
+        cells = [rows[share, name] for share in plan.positives]
+        _line(axis, results, [100 * s for s in plan.positives], cells, name, *styles[name])
+    axis.set_xscale("log")
+    _dress(axis, "Unpaired answers", "positives (%)", REWARD)
+    return figure
+
+
+def flips(plan: Plan, results: Results) -> Figure:
+    rows = plans.flips(plan, results)
+    figure, (axis,) = _panels(1)
+    for method in METHODS:
+        _line(axis, results, [100 * s for s in plan.flips], [rows[s, method] for s in plan.flips], method)
+    _dress(axis, "Wrong preferences", "flipped (%)", REWARD)
+    return figure
+
+
+# By the section of the tables that they belong to.
+FIGURES: dict[str, tuple[str, Callable[[Plan, Results], Figure]]] = {
+    "2. Quantile curves": ("curves.png", curves),
+    "3. rl_beta": ("betas.png", betas),
+    "4. The effective batch": ("sizes.png", sizes),
+    "6. Few positives": ("shares.png", shares),
+    "7. Flipped preferences": ("flips.png", flips),
+}
+
+
+# --- Parts ------------------------------------------------------------------------------------------
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(5.4 * count, 3.8), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _line(
+    axis: Axes,
+    results: Results,
+    places: Sequence[float],
+    cells: list[list[Cell]],
+    label: str,
+    colour: str | None = None,
+    dashes: object = None,
+) -> None:
+    if colour is None:
+        colour, dashes = STYLES[label]
+    found = [estimate(100 * results.values(row)) for row in cells]
+    axis.plot(places, [e.mean for e in found], color=colour, linestyle=dashes, marker="o", ms=3, label=label)
+    axis.fill_between(
+        places, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.15, linewidth=0
+    )
+
+
+def _dress(axis: Axes, title: str, across: str, up: str) -> None:
+    axis.set_title(title, fontsize="medium")
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    axis.grid(alpha=0.3, linewidth=0.5)
+    axis.legend(fontsize="small", framealpha=0.9)

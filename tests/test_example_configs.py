@@ -1,0 +1,148 @@
+"""The YAMLs that a user copies: valid to axolotl, and trained with a tiny model in the big one's place."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lm_eval.tasks import TaskManager
+from safetensors.torch import load_file
+
+from tests.helpers import column
+from tests.test_plugin import validate
+from tests.tiny import make_pairs, unpair, write_jsonl
+
+FOLDER = Path(__file__).parents[1] / "example_configs"
+PAPER = FOLDER / "paper"
+RUNS = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted(FOLDER.glob("**/*.yml"))
+    if path.stem not in ("sweep-beta", "lm-eval")
+}
+HARDWARE = ("80gb", "24gb", "8gpu")
+LN_2 = math.log(2)
+# of a policy that is the reference, with a beta of 0.01
+FIRST_LOSS = {"aot": LN_2, "aot_unpaired": LN_2, "dpo": LN_2, "ipo": (1 / (2 * 0.01)) ** 2, "kto": 0.5}
+BY_HARDWARE = {
+    "micro_batch_size",
+    "gradient_accumulation_steps",
+    "aot_max_tokens_per_micro_batch",
+    "output_dir",
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_they_pass_axolotls_validation(name):
+    raw = RUNS[name]
+    cfg = validate(dict(raw))
+    known = {"plugins", "bf16", "rl", "datasets", "test_datasets"}  # axolotl gives these other forms
+    for key in raw.keys() - known:
+        assert cfg[key] == raw[key], f"axolotl dropped or changed {key}"
+    if raw["rl"].startswith("aot"):
+        assert cfg.trainer_cls.startswith("axolotl_aot.trainers.")
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> dict[str, str]:
+    """Files with the columns of the data sets that the YAMLs name."""
+    folder = tmp_path_factory.mktemp("rows")
+    pairs = make_pairs(12)
+
+    def conversation(prompt: str, answer: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+    binarized = [
+        {
+            "prompt": pair["prompt"],
+            "prompt_id": str(number),
+            "chosen": conversation(pair["prompt"], pair["chosen"]),
+            "rejected": conversation(pair["prompt"], pair["rejected"]),
+            "messages": conversation(pair["prompt"], pair["chosen"]),
+            "score_chosen": 8.0,
+            "score_rejected": 5.0,
+        }
+        for number, pair in enumerate(pairs)
+    ]
+    labelled = [{**row, "rating": 4.5, "source": "x"} for row in unpair(pairs)]
+    return {
+        "HuggingFaceH4/ultrafeedback_binarized": str(write_jsonl(folder / "pairs.jsonl", binarized)),
+        "argilla/ultrafeedback-binarized-preferences-cleaned-kto": str(
+            write_jsonl(folder / "labelled.jsonl", labelled)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_they_train(run, name, rows, tiny_model, tmp_path):
+    raw = RUNS[name]
+    here = {
+        "base_model": str(tiny_model),
+        "special_tokens": {"pad_token": "<pad>"},
+        "dataset_prepared_path": str(tmp_path / "prepared"),
+        "dataset_num_proc": 1,
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "num_epochs": 2,  # the data are fewer than an effective batch
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.0,
+        # what needs a GPU
+        "bf16": False,
+        "tf32": False,
+        "attn_implementation": "sdpa",
+        "optimizer": "adamw_torch",
+    }
+    if raw.get("val_set_size"):
+        here["val_set_size"] = 0.25  # 1% of these rows would be none
+    for key in ("datasets", "test_datasets"):
+        if key in raw:
+            here[key] = [{**entry, "path": rows[entry["path"]], "split": "train"} for entry in raw[key]]
+    trainer = run({**raw, **here})
+    losses = column(trainer, "loss")
+    assert len(losses) == 2 and losses[0] == pytest.approx(FIRST_LOSS[raw["rl"]], rel=1e-4)
+    adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert any(torch.any(matrix != 0) for key, matrix in adapter.items() if "lora_B" in key)
+    tokenizer = trainer.processing_class
+    prompts = [tokenizer.decode(ids) for ids in trainer.train_dataset["prompt_ids"]]
+    asked = {pair["prompt"] for pair in make_pairs(12)}
+    assert len(prompts) >= 9 and all(any(words in prompt for words in asked) for prompt in prompts)
+
+
+def test_every_model_has_every_method_and_hardware():
+    models = {"merlinite-7b", "openhermes-2.5-mistral-7b", "llama-3-8b-instruct"}
+    ours = {f"{m}-{method}-{h}" for m in models for method in ("aot", "aot-unpaired") for h in HARDWARE}
+    theirs = {f"{model}-{method}-80gb" for model in models for method in ("dpo", "ipo", "kto")}
+    assert {path.stem for path in PAPER.glob("*b*-*.yml")} - {"sweep-beta"} == ours | theirs
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.endswith("-80gb") and "aot" in name])
+def test_hardware_changes_the_cut_and_nothing_else(name):
+    effective = []
+    for hardware in HARDWARE:
+        raw = RUNS[name.replace("80gb", hardware)]
+        whole = raw["micro_batch_size"] * raw["gradient_accumulation_steps"]
+        effective.append(whole * (8 if hardware == "8gpu" else 1))
+        assert raw["output_dir"] == f"outputs/{name.replace('80gb', hardware)}"
+        assert {k: v for k, v in raw.items() if k not in BY_HARDWARE} == {
+            k: v for k, v in RUNS[name].items() if k not in BY_HARDWARE
+        }
+    assert len(set(effective)) == 1
+
+
+def test_the_sweep():
+    from axolotl.cli.utils import generate_sweep_configs
+
+    sweep = yaml.safe_load((PAPER / "sweep-beta.yml").read_text())
+    base = RUNS["merlinite-7b-aot-80gb"]
+    betas = [validate({**base, **point}).rl_beta for point in generate_sweep_configs(base, sweep)]
+    assert sorted(betas) == [0.01, 0.05, 0.1, 0.5]
+
+
+def test_the_benchmarks_are_known_to_the_harness():
+    from axolotl.integrations.lm_eval.cli import build_lm_eval_command
+
+    raw = yaml.safe_load((PAPER / "lm-eval.yml").read_text())
+    commands = list(build_lm_eval_command(raw["lm_eval_tasks"], model=raw["lm_eval_model"]))
+    named = {task for command in commands for task in command[command.index("--tasks") + 1].split(",")}
+    assert len(named) == 6 and named <= set(TaskManager().all_tasks)
+    assert raw["output_dir"] == RUNS["merlinite-7b-aot-80gb"]["output_dir"]

@@ -155,8 +155,22 @@ def make_base_model(
     tokenizer: PreTrainedTokenizerBase, steps: int = BASE_STEPS, progress: Progress = iter
 ) -> LlamaForCausalLM:
     """A 3-layer Llama that answers upwards and downwards equally often."""
+    model = new_model(tokenizer)
+    sequences, prompt_length = _both_answers(tokenizer, split_problems()[0])
+    generator = torch.Generator().manual_seed(SEED)
+
+    def draw() -> tuple[Tensor, int]:
+        chosen = torch.randint(len(sequences), (128,), generator=generator)
+        return sequences[chosen].flatten(0, 1), prompt_length
+
+    fit(model, draw, steps, progress)
+    return model.eval()
+
+
+def new_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A small Llama with random weights, the same each time."""
     torch.manual_seed(SEED)
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=128,
@@ -169,34 +183,37 @@ def make_base_model(
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    sequences, prompt_length = _both_answers(tokenizer, split_problems()[0])
-    generator = torch.Generator().manual_seed(SEED)
+
+
+def fit(
+    model: PreTrainedModel, draw: Callable[[], tuple[Tensor, int]], steps: int, progress: Progress = iter
+) -> None:
+    """Train a model on answers. draw: the next batch's token ids (n, length), and the prompts' length."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for _ in progress(range(steps)):
-        chosen = torch.randint(len(sequences), (128,), generator=generator)
-        batch = sequences[chosen].flatten(0, 1)
-        logits = model(batch[:, :-1], use_cache=False).logits[:, prompt_length - 1 :]
-        loss = F.cross_entropy(logits.flatten(0, 1), batch[:, prompt_length:].flatten())
+        ids, prompt_length = draw()
+        logits = model(ids[:, :-1], use_cache=False).logits[:, prompt_length - 1 :]
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, prompt_length:].flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return model.eval()
 
 
 def _both_answers(tokenizer: PreTrainedTokenizerBase, problems: list[Problem]) -> tuple[Tensor, int]:
     """Token ids of every problem with each of its answers, (problems, 2, length), and the prompts' length."""
-    prompts = _token_ids(tokenizer, [prompt_of(p) for p in problems])
+    prompts = token_ids(tokenizer, [prompt_of(p) for p in problems])
     both = [
-        torch.cat([prompts, _token_ids(tokenizer, [f"{answer(p)} {EOS}" for p in problems], False)], 1)
+        torch.cat([prompts, token_ids(tokenizer, [f"{answer(p)} {EOS}" for p in problems], False)], 1)
         for answer in (right_answer, wrong_answer)
     ]
     return torch.stack(both, dim=1), prompts.shape[1]
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> Tensor:
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> Tensor:
+    """Of texts of equal length, (texts, length); `special`: with the BOS token."""
     return tokenizer(texts, add_special_tokens=special, return_tensors="pt").input_ids
 
 
@@ -208,7 +225,7 @@ def answer_rates(
     seed: int = SEED,
 ) -> dict[str, float]:
     """Share of each of `KINDS` among answers sampled at temperature 1, one a problem."""
-    ids = _token_ids(tokenizer, [prompt_of(p) for p in problems])
+    ids = token_ids(tokenizer, [prompt_of(p) for p in problems])
     prompt_length = ids.shape[1]
     generator = torch.Generator().manual_seed(seed)
     for _ in range(LENGTH + 1):  # the letters and the end token

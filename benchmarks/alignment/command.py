@@ -3,6 +3,7 @@
 Imports everything of `benchmarks.alignment`, click and rich.
 """
 
+import functools
 import hashlib
 import os
 from importlib.metadata import version
@@ -41,7 +42,7 @@ def main(small: bool, out: Path | None, workers: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     base_model = out / "work" / "base"
     if not (base_model / "tokenizer.json").is_file():  # what is written last
-        bar = lambda steps: track(steps, "Training the base model", console=CONSOLE)  # noqa: E731
+        bar = functools.partial(track, description="Training the base model", console=CONSOLE)
         write_base_model(base_model, plan.base_steps, bar)
     results = Results(out / "results.jsonl")
     base = hashlib.sha256((base_model / "model.safetensors").read_bytes()).hexdigest()[:12]

@@ -15,7 +15,7 @@ from benchmarks.alignment.cells import Cell
 from benchmarks.alignment.plan import METHODS, Plan
 from benchmarks.alignment.results import Results
 from benchmarks.alignment.scores import LEVELS
-from benchmarks.alignment.tables import estimate
+from benchmarks.alignment.tables import estimate, margins
 
 REWARD = "reward of sampled answers (%)"
 # ours first: the package's own colour for the run that a report is of
@@ -29,9 +29,8 @@ def curves(plan: Plan, results: Results) -> Figure:
     for method in METHODS:
         colour, dashes = STYLES[method]
         found = [results.of(cell)["pairs"]["curves"] for cell in rows[method,]]
-        margins = np.array([np.subtract(curve["chosen"], curve["rejected"]) for curve in found])
         ratios = np.array([curve["ratio"] for curve in found])
-        for axis, values in zip(axes, (margins, ratios), strict=True):
+        for axis, values in zip(axes, (margins(results, rows[method,]), ratios), strict=True):
             axis.plot(LEVELS, values.mean(0), color=colour, linestyle=dashes, label=method)
             axis.fill_between(LEVELS, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
     axes[1].plot(LEVELS, found[0]["base_ratio"], color=COLOURS["reference"], label="base")

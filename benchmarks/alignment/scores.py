@@ -13,14 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from axolotl_aot.curves import quantiles
 from axolotl_aot.dominance import violation
-from axolotl_aot.quickstart import prompt_of
+from axolotl_aot.quickstart import Problem, prompt_of, token_ids
 from benchmarks.alignment.task import (
     LENGTH,
-    Problem,
     held_out_pairs,
     reward_of_text,
     split_problems,
-    token_ids,
 )
 
 WORST = 0.1  # share of the answers whose mean is told besides that of all

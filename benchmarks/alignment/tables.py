@@ -58,6 +58,14 @@ def percent(found: Estimate, signed: bool = False) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def in_points(found: Estimate) -> str:
+    return percent(found, signed=True)
+
+
+def in_nats(found: Estimate) -> str:
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
 # --- Findings ---------------------------------------------------------------------------------------
 
 
@@ -79,19 +87,23 @@ OUTCOMES = {
 }
 
 
-def findings(claims: list[Claim]) -> str:
+def findings(
+    claims: list[Claim],
+    unit: str = "reward, points",
+    shown: Callable[[Estimate], str] = in_points,
+) -> str:
     rows = []
     for claim in claims:
         found = estimate(claim.difference)
         rows.append(
             [
                 claim.words if claim.in_paper else f"{claim.words} (not in the paper)",
-                percent(found, signed=True),
+                shown(found),
                 f"{found.above} of {found.count}",
                 OUTCOMES[found.sign, claim.in_paper],
             ]
         )
-    return table(["finding", "difference in reward, points", "seeds above 0", "here"], rows)
+    return table(["finding", f"difference in {unit}", "seeds above 0", "here"], rows)
 
 
 # --- Each table -------------------------------------------------------------------------------------
@@ -128,12 +140,12 @@ def methods(plan: Plan, results: Results) -> str:
 
 def curves(plan: Plan, results: Results) -> str:
     rows = plans.methods(plan, results)
-    margins = {method: _margins(results, rows[method,]) for method in METHODS}
+    found = {method: margins(results, rows[method,]) for method in METHODS}
     levels = (0.06, 0.26, 0.5, 0.74, 0.94)
     numbers = [round(level * 25 - 0.5) for level in levels]
     lines = []
     for method in METHODS:
-        shown = [f"{margins[method][:, i].mean():.2f}" for i in numbers]
+        shown = [f"{found[method][:, i].mean():.2f}" for i in numbers]
         above = [
             np.mean([np.greater_equal(*_ratios(results, cell)).mean() for cell in rows[method,]]).item(),
             results.mean(rows[method,], "pairs", "violation_rate"),
@@ -145,32 +157,22 @@ def curves(plan: Plan, results: Results) -> str:
         "what share of the quantiles the policy's log-likelihood ratio of chosen to rejected is at least the "
         "base model's; at what share chosen rewards lie below rejected ones.\n\n"
     )
-    everywhere = {m: margins[m].mean(axis=1) for m in METHODS}
+    everywhere = {m: found[m].mean(axis=1) for m in METHODS}
     claims = [
-        [f"mean margin of `{ours}` above `{theirs}`'s", everywhere[ours] - everywhere[theirs]]
+        Claim(f"mean margin of `{ours}` above `{theirs}`'s", everywhere[ours] - everywhere[theirs])
         for ours in ("aot", "aot_unpaired")
         for theirs in ("dpo", "kto", "ipo")
     ]
-    compared = []
-    for words, difference in claims:
-        found = estimate(difference)
-        compared.append(
-            [
-                words,
-                f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]",
-                f"{found.above} of {found.count}",
-                OUTCOMES[found.sign, True],
-            ]
-        )
     return (
         note
         + table([*head, "ratio at least the base's", "rewards fail"], lines)
         + "\n"
-        + table(["finding", "difference in nats", "seeds above 0", "here"], compared)
+        + findings(claims, "nats", in_nats)
     )
 
 
-def _margins(results: Results, cells: list[Cell]) -> np.ndarray:
+def margins(results: Results, cells: list[Cell]) -> np.ndarray:
+    """Between the quantiles of chosen and rejected rewards, (cells, levels), in nats."""
     curves = [results.of(cell)["pairs"]["curves"] for cell in cells]
     return np.array([np.subtract(curve["chosen"], curve["rejected"]) for curve in curves])
 

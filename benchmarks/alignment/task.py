@@ -6,34 +6,39 @@ are careful (few pairs out of order) and half careless (any order), and so are t
 Which of two is chosen is drawn from the Bradley-Terry model on their true rewards, so that a share of the
 preferences is wrong, more so between answers of like quality.
 
-Everything is drawn from seeds. Imports NumPy, torch, transformers and `axolotl_aot.quickstart`.
+Everything is drawn from seeds. Imports NumPy, torch and `axolotl_aot.quickstart`.
 """
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from axolotl_aot.quickstart import EOS, LETTERS, make_tokenizer, prompt_of
+from axolotl_aot.quickstart import (
+    EOS,
+    LETTERS,
+    Problem,
+    Progress,
+    fit,
+    make_tokenizer,
+    new_model,
+    prompt_of,
+    token_ids,
+)
 
 LENGTH = 5
 PAIRS = LENGTH * (LENGTH - 1) // 2  # of letters
-Problem = tuple[str, ...]
 
 SEED = 0
 HELD_OUT = 3072  # problems that nothing is trained on: to choose by, to score, and pairs to score
 CAREFUL = 1.2  # log-odds against a pair of letters out of order, in a careful answer (Mallows' model)
 TEMPERATURE = 0.1  # of the preferences, in units of the reward
 BASE_STEPS = 1200
-
-Progress = Callable[[Iterable[int]], Iterable[int]]
 
 
 @dataclass(frozen=True)
@@ -161,40 +166,16 @@ def held_out_pairs() -> list[dict[str, str]]:
 def write_base_model(folder: Path, steps: int = BASE_STEPS, progress: Progress = iter) -> None:
     """A 3-layer Llama that has learnt answers as `draw_answer` draws them, and its tokenizer."""
     tokenizer = make_tokenizer()
-    torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=64,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    model = new_model(tokenizer)
     problems = split_problems()["train"]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    for _ in progress(range(steps)):
+
+    def draw() -> tuple[torch.Tensor, int]:
         batch = [problems[i] for i in rng.integers(len(problems), size=256)]
         answers = [f"{' '.join(draw_answer(problem, rng))} {EOS}" for problem in batch]
         prompts = token_ids(tokenizer, [prompt_of(problem) for problem in batch])
-        ids = torch.cat([prompts, token_ids(tokenizer, answers, special=False)], dim=1)
-        logits = model(ids[:, :-1], use_cache=False).logits[:, prompts.shape[1] - 1 :]
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, prompts.shape[1] :].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        return torch.cat([prompts, token_ids(tokenizer, answers, special=False)], dim=1), prompts.shape[1]
+
+    fit(model, draw, steps, progress)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], special: bool = True) -> torch.Tensor:
-    """Of texts of equal length, (texts, length); `special`: with the BOS token."""
-    return tokenizer(texts, add_special_tokens=special, return_tensors="pt").input_ids

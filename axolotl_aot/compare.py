@@ -95,7 +95,7 @@ def make_report(
     name = raw["rl"]
     own = adapter or _trained_by(raw)
     models = _models(name, own, others or {}, named=adapter is not None)
-    out = out or Path(raw.get("output_dir") or "model-out") / FOLDER
+    out = out or _output_dir(raw) / FOLDER
     cfg = _loaded(scoring, out)
     model, tokenizer, *_ = setup_model_and_tokenizer(cfg)
     dataset = pipeline_of(cfg, tokenizer).prepare_evaluation()
@@ -181,7 +181,11 @@ def _loaded(cfg: dict[str, Any], out: Path) -> DictDefault:
 def _trained_by(raw: dict[str, Any]) -> Path:
     """Where a run's own result is; AOT's may be named by `lora_model_dir`, as for `axolotl evaluate`."""
     named = raw.get("lora_model_dir") if raw["rl"] in config.RL_TYPES else None
-    return Path(named or raw.get("output_dir") or "model-out")
+    return Path(named) if named else _output_dir(raw)
+
+
+def _output_dir(raw: dict[str, Any]) -> Path:
+    return Path(raw.get("output_dir") or "model-out")  # axolotl's default
 
 
 def _models(name: str, own: Path, others: Mapping[str, Path], named: bool) -> dict[str, Path]:

@@ -11,6 +11,7 @@ from benchmarks.alignment.results import Results
 from benchmarks.alignment.task import BASE_STEPS, Data
 
 METHODS = ("dpo", "ipo", "kto", "aot", "aot_unpaired")
+# What results.jsonl holds; what is added to `axolotl_aot.dominance` joins with a new run.
 PENALTIES = ("logistic", "squared_hinge", "least_squares")
 ORDERS = ("first", "second")
 SORTS = ("hard", "soft")

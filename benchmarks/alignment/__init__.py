@@ -3,6 +3,7 @@
     python -m benchmarks.alignment            # all cells; hours on two cores, resumable
     python -m benchmarks.alignment --small    # minutes
 
-`task` makes the model and the data, `cells` lists what is trained, `runs` trains and scores one cell
-through axolotl's own command, `tables` and `figures` show the results. See RESULTS.md.
+`task` makes the model and the data; a cell (`cells`) is one run, which `runs` trains through axolotl's own
+command and `scores` scores. `plan` says how far is searched, `searches` and `comparisons` which cells that
+takes; `tables` and `figures` show what came out, `template.md` says it. See RESULTS.md.
 """

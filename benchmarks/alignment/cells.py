@@ -12,7 +12,10 @@ from benchmarks.alignment.task import Data
 
 BASE = "base"  # the method of a cell that is not trained
 PAIRED = {"dpo", "ipo", "aot"}  # the others take answers with a label
-PLUGIN = "axolotl_aot.AOTPlugin"
+OURS = {"plugins": ["axolotl_aot.AOTPlugin"], "aot_report": False}
+# The data is not stored and its length not checked: for that axolotl starts processes, which takes as long as
+# the training.
+THEIRS = {"skip_prepare_dataset": True, "remove_unused_columns": False}
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,7 @@ def yaml_of(cell: Cell, base_model: str, data: str, output_dir: str) -> dict[str
     """What `axolotl train` is given."""
     return {
         "base_model": base_model,
-        **({"plugins": [PLUGIN], "aot_report": False} if cell.method.startswith("aot") else {}),
-        **({"remove_unused_columns": False} if cell.method == "kto" else {}),
+        **(OURS if cell.method.startswith("aot") else THEIRS),
         "rl": cell.method,
         "rl_beta": cell.beta,
         "datasets": [{"path": data, "type": {"field_prompt": "prompt"}}],

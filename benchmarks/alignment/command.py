@@ -3,11 +3,13 @@
 Imports everything of `benchmarks.alignment`, click and rich.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 from importlib.metadata import version
 from pathlib import Path
+from string import Template
 
 import click
 from rich.console import Console
@@ -15,15 +17,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.alignment import tables
 from benchmarks.alignment.cells import Cell
+from benchmarks.alignment.comparisons import STAGES
 from benchmarks.alignment.figures import FIGURES
-from benchmarks.alignment.plan import FULL, SMALL, STAGES, Plan
-from benchmarks.alignment.results import Results
+from benchmarks.alignment.plan import FULL, SMALL, SOFT_STRENGTH, Plan
+from benchmarks.alignment.results import NotMeasured, Results
 from benchmarks.alignment.runs import ENVIRONMENT, run_all
 from benchmarks.alignment.task import write_base_model
 
 HERE = Path(__file__).parent
 PACKAGES = ("axolotl-aot", "axolotl", "trl", "transformers", "peft", "torch")
 DPI = 120
+NOT_YET = "Not measured yet.\n"
+SMALL_PRINT = "A small run, to see that the command works: its numbers mean nothing.\n\n"
 CONSOLE = Console(stderr=True)
 
 
@@ -34,7 +39,8 @@ CONSOLE = Console(stderr=True)
 def main(small: bool, out: Path | None, workers: int) -> None:
     """Train and score all cells that have no result yet, and write RESULTS.md and its figures.
 
-    Stopped at any moment it goes on where it was. Models are kept in OUT/work.
+    Stopped at any moment it goes on where it was; RESULTS.md is written after each stage. The base model is
+    kept in OUT/work.
     """
     os.environ.update(ENVIRONMENT)
     plan = SMALL if small else FULL
@@ -54,7 +60,7 @@ def main(small: bool, out: Path | None, workers: int) -> None:
     for stage in STAGES:
         missing = results.missing(cell for cells in stage(plan, results).values() for cell in cells)
         _run(stage.__name__, missing, base_model, base, workers, results)
-    path = write_results(plan, results, out, small)
+        path = write_results(plan, results, out, small)
     click.echo(path)
 
 
@@ -69,20 +75,29 @@ def _run(name: str, missing: list[Cell], base_model: Path, base: str, workers: i
             progress.advance(task)
 
 
+def measured(plan: Plan, results: Results) -> dict[str, str]:
+    """The tables and findings, by their names in template.md; what has no results yet is left open."""
+    parts = {}
+    for name, section in tables.SECTIONS.items():
+        try:
+            shown, findings = section(plan, results)
+        except NotMeasured:
+            shown = findings = NOT_YET
+        parts |= {f"{name}_table": shown, f"{name}_findings": findings}
+    return parts
+
+
 def write_results(plan: Plan, results: Results, out: Path, small: bool) -> Path:
-    """RESULTS.md: all tables and figures, with the command and the versions."""
-    intro = (HERE / "INTRODUCTION.md").read_text("utf-8")
-    parts = [intro.rstrip()]
-    command = "python -m benchmarks.alignment" + (" --small" if small else "")
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    parts.append(f"    {command}\n\nWith {versions}, on CPUs.")
-    for title, section in tables.SECTIONS.items():
-        parts.append(f"## {title}")
-        if title in FIGURES:
-            name, draw = FIGURES[title]
-            draw(plan, results).savefig(out / name, dpi=DPI)
-            parts.append(f"![{title}]({name})")
-        parts.append(section(plan, results).rstrip())
+    """RESULTS.md and its figures."""
+    for name, draw in FIGURES.items():
+        with contextlib.suppress(NotMeasured):
+            draw(plan, results).savefig(out / f"{name}.png", dpi=DPI)
+    text = Template((HERE / "template.md").read_text("utf-8")).substitute(
+        measured(plan, results),
+        command="python -m benchmarks.alignment" + (" --small" if small else ""),
+        versions=", ".join(f"{package} {version(package)}" for package in PACKAGES),
+        soft_strength=f"{SOFT_STRENGTH:g}",
+    )
     path = out / "RESULTS.md"
-    path.write_text("\n\n".join(parts) + "\n", "utf-8")
+    path.write_text((SMALL_PRINT if small else "") + text, "utf-8")
     return path

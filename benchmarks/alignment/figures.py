@@ -1,6 +1,7 @@
 """The figures; a method has one colour in all of them.
 
-May import `axolotl_aot.figures` (its colours), `benchmarks.alignment.plan`, `results`, `tables`; matplotlib.
+May import `axolotl_aot.figures` (its colours), `benchmarks.alignment.comparisons`, `plan`, `results`,
+`scores`, `tables`; matplotlib.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from axolotl_aot.figures import COLOURS, RUNS
-from benchmarks.alignment import plan as plans
+from benchmarks.alignment import comparisons
 from benchmarks.alignment.cells import Cell
-from benchmarks.alignment.plan import METHODS, Plan
+from benchmarks.alignment.plan import BALANCED, METHODS, MICRO_BATCHES, NOT_STRATIFIED, Plan
 from benchmarks.alignment.results import Results
 from benchmarks.alignment.scores import LEVELS
-from benchmarks.alignment.tables import estimate, margins
+from benchmarks.alignment.tables import estimate, margins, scope_name
 
 REWARD = "reward of sampled answers (%)"
 # ours first: the package's own colour for the run that a report is of
@@ -25,7 +26,7 @@ STYLES = dict(zip(("aot", "dpo", "kto", "ipo", "aot_unpaired"), RUNS, strict=Tru
 def curves(plan: Plan, results: Results) -> Figure:
     """The paper's figure 1: margins between quantiles, and log-likelihood ratios against the base model's."""
     figure, axes = _panels(2)
-    rows = plans.methods(plan, results)
+    rows = comparisons.methods(plan, results)
     for method in METHODS:
         colour, dashes = STYLES[method]
         found = [results.of(cell)["pairs"]["curves"] for cell in rows[method,]]
@@ -41,54 +42,59 @@ def curves(plan: Plan, results: Results) -> Figure:
 
 
 def betas(plan: Plan, results: Results) -> Figure:
-    rows = plans.betas(plan, results)
+    rows = comparisons.betas(plan, results)
     figure, (axis,) = _panels(1)
     for method in METHODS:
-        _line(axis, results, plan.betas, [rows[method, beta] for beta in plan.betas], method)
+        _line(axis, results, plan.betas, [rows[method, beta] for beta in plan.betas], method, *STYLES[method])
     axis.set_xscale("log")
     _dress(axis, "Steepness of the penalty", "rl_beta", REWARD)
     return figure
 
 
 def sizes(plan: Plan, results: Results) -> Figure:
-    rows = plans.sizes(plan, results)
+    rows = comparisons.sizes(plan, results)
     figure, (axis,) = _panels(1)
-    for scope, (colour, dashes) in zip(dict.fromkeys(s for _, s in rows), RUNS, strict=False):
-        cells = [rows[size, scope] for size in plan.sizes]
-        _line(axis, results, plan.sizes, cells, scope, colour, dashes)
+    for scope, style in zip((None, *MICRO_BATCHES), RUNS, strict=False):
+        measured = [size for size in plan.sizes if (size, scope) in rows]
+        cells = [rows[size, scope] for size in measured]
+        _line(axis, results, measured, cells, scope_name(scope).replace("`", ""), *style)
     axis.set_xscale("log", base=2)
     _dress(axis, "aot: what is sorted together", "effective batch (pairs)", REWARD)
     return figure
 
 
 def shares(plan: Plan, results: Results) -> Figure:
-    rows = plans.shares(plan, results)
+    rows = comparisons.shares(plan, results)
     figure, (axis,) = _panels(1)
-    styles = {**STYLES, "kto, balanced": (STYLES["kto"][0], ":")}
+    variants = {NOT_STRATIFIED: "aot_unpaired", BALANCED: "kto"}
     for name in dict.fromkeys(n for _, n in rows):
-        cells = [rows[share, name] for share in plan.positives]
-        _line(axis, results, [100 * s for s in plan.positives], cells, name, *styles[name])
+        colour, dashes = STYLES[variants.get(name, name)]
+        measured = [share for share in plan.positives if (share, name) in rows]
+        cells = [rows[share, name] for share in measured]
+        dashes = ":" if name in variants else dashes
+        _line(axis, results, [100 * share for share in measured], cells, name, colour, dashes)
     axis.set_xscale("log")
     _dress(axis, "Unpaired answers", "positives (%)", REWARD)
     return figure
 
 
 def flips(plan: Plan, results: Results) -> Figure:
-    rows = plans.flips(plan, results)
+    rows = comparisons.flips(plan, results)
     figure, (axis,) = _panels(1)
     for method in METHODS:
-        _line(axis, results, [100 * s for s in plan.flips], [rows[s, method] for s in plan.flips], method)
+        cells = [rows[share, method] for share in plan.flips]
+        _line(axis, results, [100 * s for s in plan.flips], cells, method, *STYLES[method])
     _dress(axis, "Wrong preferences", "flipped (%)", REWARD)
     return figure
 
 
-# By the section of the tables that they belong to.
-FIGURES: dict[str, tuple[str, Callable[[Plan, Results], Figure]]] = {
-    "2. Quantile curves": ("curves.png", curves),
-    "3. rl_beta": ("betas.png", betas),
-    "4. The effective batch": ("sizes.png", sizes),
-    "6. Few positives": ("shares.png", shares),
-    "7. Flipped preferences": ("flips.png", flips),
+# By the name of their file.
+FIGURES: dict[str, Callable[[Plan, Results], Figure]] = {
+    "curves": curves,
+    "betas": betas,
+    "sizes": sizes,
+    "shares": shares,
+    "flips": flips,
 }
 
 
@@ -106,11 +112,9 @@ def _line(
     places: Sequence[float],
     cells: list[list[Cell]],
     label: str,
-    colour: str | None = None,
-    dashes: object = None,
+    colour: str,
+    dashes: object,
 ) -> None:
-    if colour is None:
-        colour, dashes = STYLES[label]
     found = [estimate(100 * results.values(row)) for row in cells]
     axis.plot(places, [e.mean for e in found], color=colour, linestyle=dashes, marker="o", ms=3, label=label)
     axis.fill_between(

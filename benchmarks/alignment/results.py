@@ -10,6 +10,10 @@ import numpy as np
 from benchmarks.alignment.cells import Cell
 
 
+class NotMeasured(LookupError):
+    """There is no result of a cell yet."""
+
+
 class Results:
     """What has been measured so far; a line is added as soon as a cell has ended."""
 
@@ -37,6 +41,8 @@ class Results:
         return [cell for name, cell in {cell.name: cell for cell in cells}.items() if name not in self._found]
 
     def of(self, cell: Cell) -> dict[str, Any]:
+        if cell.name not in self._found:
+            raise NotMeasured(cell.name)
         return self._found[cell.name]
 
     def values(self, cells: list[Cell], part: str = "test", score: str = "reward") -> np.ndarray:

@@ -9,7 +9,6 @@ import gc
 import json
 import multiprocessing
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -64,22 +63,28 @@ def _run(job: tuple[Cell, Path]) -> dict[str, Any]:
     return {"cell": json.loads(cell.name), "seconds": round(time.perf_counter() - began, 1), **scores}
 
 
-def _train_and_score(cell: Cell, base_model: Path, folder: Path) -> dict[str, Any]:
+def train(cell: Cell, base_model: Path, folder: Path) -> Path:
+    """The adapter that `axolotl train` makes of the cell's YAML."""
     from axolotl.cli.train import do_cli
+    from transformers import set_seed
 
-    from benchmarks.alignment.scores import score_adapter
     from benchmarks.alignment.task import write_data
 
-    if cell.method == BASE:
-        return score_adapter(base_model, None, cell.seed)
     data = write_data(folder / "train.jsonl", cell.data, cell.paired, cell.seed)
     out = folder / "out"
     config = folder / "config.yml"
     config.write_text(yaml.safe_dump(yaml_of(cell, str(base_model), str(data), str(out))))
+    # TRL draws LoRA's matrices before the trainer sets the seed: forks would all draw the same
+    set_seed(cell.seed)
     do_cli(str(config))
-    scores = score_adapter(base_model, out, cell.seed)
-    shutil.rmtree(out)
-    return scores
+    return out
+
+
+def _train_and_score(cell: Cell, base_model: Path, folder: Path) -> dict[str, Any]:
+    from benchmarks.alignment.scores import score_adapter
+
+    adapter = None if cell.method == BASE else train(cell, base_model, folder)
+    return score_adapter(base_model, adapter, cell.seed)
 
 
 @contextlib.contextmanager

@@ -1,23 +1,38 @@
 """The tables, and what they say of the paper's findings, as Markdown.
 
-A score is the mean over seeds with a 95% percentile bootstrap interval over the seeds (SciPy); methods are
-compared by their differences seed by seed, which share data and sampling noise. May import
-`benchmarks.alignment.plan`, `results`; NumPy and SciPy.
+A score is the mean over seeds with a 95% bootstrap interval over the seeds (SciPy); methods are compared by
+their differences seed by seed, which share data, LoRA's first matrices and sampling noise. May import
+`benchmarks.alignment.comparisons`, `plan`, `results`; NumPy and SciPy.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy import stats
 
-from benchmarks.alignment import plan as plans
+from benchmarks.alignment import comparisons
 from benchmarks.alignment.cells import BASE, Cell
-from benchmarks.alignment.plan import METHODS, Plan
+from benchmarks.alignment.plan import (
+    BALANCED,
+    METHODS,
+    MICRO_BATCHES,
+    NOT_STRATIFIED,
+    ORDERS,
+    OURS,
+    PENALTIES,
+    SORTS,
+    THEIRS,
+    USUAL_LOSS,
+    USUAL_SIZE,
+    Plan,
+)
 from benchmarks.alignment.results import Results
 
-RESAMPLES = 2000
+LEVEL = 0.95
+RESAMPLES = 20_000
 
 
 class Estimate(NamedTuple):
@@ -35,12 +50,27 @@ class Estimate(NamedTuple):
         return int(self.low > 0) - int(self.high < 0)
 
 
+def expanded(level: float, count: int) -> float:
+    """The nominal level at which a percentile interval of a mean of few values has about this level.
+
+    Resamples of n values vary by sqrt((n - 1) / n) too little, and not as Student's t does (Hesterberg 2015,
+    "What teachers should know about the bootstrap", expanded percentile interval).
+    """
+    reach = math.sqrt(count / (count - 1)) * stats.t.ppf((1 + level) / 2, count - 1)
+    return 2 * stats.norm.cdf(reach) - 1
+
+
 def estimate(values: np.ndarray) -> Estimate:
     """Of values by seed, shape (n,)."""
     low = high = values.mean()
     if np.ptp(values):
-        found = bootstrap(
-            (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
+        found = stats.bootstrap(
+            (values,),
+            np.mean,
+            confidence_level=expanded(LEVEL, len(values)),
+            n_resamples=RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(0),
         )
         low, high = found.confidence_interval
     return Estimate(values.mean().item(), float(low), float(high), int((values > 0).sum()), len(values))
@@ -70,11 +100,11 @@ def in_nats(found: Estimate) -> str:
 
 
 class Claim(NamedTuple):
-    """A difference that should be above 0 if a finding holds here. in_paper: whether it is the paper's."""
+    """A difference that is above 0 if the words are true here. of_paper: whether the paper says so."""
 
     words: str
     difference: np.ndarray
-    in_paper: bool = True
+    of_paper: bool = True
 
 
 OUTCOMES = {
@@ -83,7 +113,7 @@ OUTCOMES = {
     (-1, True): "**the opposite**",
     (1, False): "yes",
     (0, False): "not clear either way",
-    (-1, False): "no: the opposite",
+    (-1, False): "no: below",
 }
 
 
@@ -95,80 +125,74 @@ def findings(
     rows = []
     for claim in claims:
         found = estimate(claim.difference)
-        rows.append(
-            [
-                claim.words if claim.in_paper else f"{claim.words} (not in the paper)",
-                shown(found),
-                f"{found.above} of {found.count}",
-                OUTCOMES[found.sign, claim.in_paper],
-            ]
-        )
-    return table(["finding", f"difference in {unit}", "seeds above 0", "here"], rows)
+        above = f"{found.above} of {found.count}"
+        rows.append([claim.words, shown(found), above, OUTCOMES[found.sign, claim.of_paper]])
+    return table(["is it so?", f"difference in {unit}", "seeds above 0", "here"], rows)
+
+
+class Section(NamedTuple):
+    """Markdown, each ending with a newline."""
+
+    table: str
+    findings: str
 
 
 # --- Each table -------------------------------------------------------------------------------------
 
 
-def methods(plan: Plan, results: Results) -> str:
-    rows = {**plans.base(plan, results), **plans.methods(plan, results)}
+def methods(plan: Plan, results: Results) -> Section:
+    rows = {**comparisons.base(plan, results), **comparisons.methods(plan, results)}
     lines = []
     for (method,), cells in rows.items():
         of = functools.partial(results.values, cells)
         chosen = cells[0]
+        scores = ("reward", "worst", "sorted", "malformed")
         lines.append(
             [
                 f"`{method}`" if method != BASE else BASE,
                 f"{chosen.beta:g}" if method != BASE else "",
                 f"{chosen.learning_rate:g}" if method != BASE else "",
-                *(
-                    percent(estimate(of("test", score)))
-                    for score in ("reward", "worst", "sorted", "malformed")
-                ),
+                *(percent(estimate(of("test", score))) for score in scores),
                 f"{of('test', 'kl').mean():.2f}",
                 percent(estimate(of("pairs", "accuracy"))),
             ]
         )
     head = ["method", "`rl_beta`", "learning rate", "reward", "worst tenth", "sorted", "malformed"]
-    best = {method: results.values(rows[method,]) for method in METHODS}
+    found = {method: results.values(rows[method,]) for method in METHODS}
     claims = [
-        Claim(f"`{ours}` above `{theirs}`", best[ours] - best[theirs])
-        for ours in ("aot", "aot_unpaired")
-        for theirs in ("dpo", "kto", "ipo")
+        Claim(f"`{ours}` above `{theirs}`", found[ours] - found[theirs]) for ours in OURS for theirs in THEIRS
     ]
-    return table([*head, "KL, nats", "accuracy on pairs"], lines) + "\n" + findings(claims)
+    return Section(table([*head, "KL, nats", "accuracy on pairs"], lines), findings(claims))
 
 
-def curves(plan: Plan, results: Results) -> str:
-    rows = plans.methods(plan, results)
-    found = {method: margins(results, rows[method,]) for method in METHODS}
+def curves(plan: Plan, results: Results) -> Section:
+    rows = comparisons.methods(plan, results)
     levels = (0.06, 0.26, 0.5, 0.74, 0.94)
     numbers = [round(level * 25 - 0.5) for level in levels]
     lines = []
     for method in METHODS:
-        shown = [f"{found[method][:, i].mean():.2f}" for i in numbers]
-        above = [
-            np.mean([np.greater_equal(*_ratios(results, cell)).mean() for cell in rows[method,]]).item(),
-            results.mean(rows[method,], "pairs", "violation_rate"),
-        ]
-        lines.append([f"`{method}`", *shown, *(f"{100 * share:.0f}%" for share in above)])
+        cells = rows[method,]
+        above = np.mean([np.greater_equal(*_ratios(results, cell)).mean() for cell in cells]).item()
+        lines.append(
+            [
+                f"`{method}`",
+                *(f"{value:.2f}" for value in margins(results, cells).mean(axis=0)[numbers]),
+                f"{100 * above:.0f}%",
+                f"{100 * results.mean(cells, 'pairs', 'violation_rate'):.1f}%",
+                f"{results.mean(cells, 'test', 'kl'):.2f}",
+            ]
+        )
     head = ["method", *(f"{100 * level:.0f}%" for level in levels)]
-    note = (
-        "Margin in nats between the quantiles of chosen and rejected rewards, at levels of the quantiles; at "
-        "what share of the quantiles the policy's log-likelihood ratio of chosen to rejected is at least the "
-        "base model's; at what share chosen rewards lie below rejected ones.\n\n"
-    )
-    everywhere = {m: found[m].mean(axis=1) for m in METHODS}
+    alike = {
+        key: margins(results, cells).mean(axis=1) for key, cells in comparisons.margins(plan, results).items()
+    }
     claims = [
-        Claim(f"mean margin of `{ours}` above `{theirs}`'s", everywhere[ours] - everywhere[theirs])
-        for ours in ("aot", "aot_unpaired")
-        for theirs in ("dpo", "kto", "ipo")
+        Claim(f"mean margin of `{ours}` above `{theirs}`'s", alike[ours, ours] - alike[ours, theirs])
+        for ours in OURS
+        for theirs in THEIRS
     ]
-    return (
-        note
-        + table([*head, "ratio at least the base's", "rewards fail"], lines)
-        + "\n"
-        + findings(claims, "nats", in_nats)
-    )
+    shown = table([*head, "ratio at least the base's", "rewards fail", "KL, nats"], lines)
+    return Section(shown, findings(claims, "nats", in_nats))
 
 
 def margins(results: Results, cells: list[Cell]) -> np.ndarray:
@@ -182,96 +206,122 @@ def _ratios(results: Results, cell: Cell) -> tuple[list[float], list[float]]:
     return curves["ratio"], curves["base_ratio"]
 
 
-def betas(plan: Plan, results: Results) -> str:
-    rows = plans.betas(plan, results)
+def betas(plan: Plan, results: Results) -> Section:
+    rows = comparisons.betas(plan, results)
     lines = [
         [f"{beta:g}", *(percent(estimate(results.values(rows[method, beta]))) for method in METHODS)]
         for beta in plan.betas
     ]
-    low = plan.betas[0]
+    extremes = comparisons.beta_extremes(plan, results)
     claims = []
-    for method in ("aot", "aot_unpaired"):
-        other = max(plan.betas[1:] or plan.betas, key=lambda b: results.mean(rows[method, b], "validation"))
-        difference = results.values(rows[method, low]) - results.values(rows[method, other])
+    for method in OURS:
+        lowest, larger = extremes[method, "lowest"], extremes[method, "larger"]
         claims.append(
-            Claim(f"`{method}`: `rl_beta: {low:g}` above the best larger one, {other:g}", difference)
+            Claim(
+                f"`{method}`: `rl_beta: {lowest[0].beta:g}` above the best larger one, {larger[0].beta:g}",
+                results.values(lowest) - results.values(larger),
+            )
         )
-    return table(["`rl_beta`", *(f"`{m}`" for m in METHODS)], lines) + "\n" + findings(claims)
+    return Section(table(["`rl_beta`", *(f"`{m}`" for m in METHODS)], lines), findings(claims))
 
 
-def sizes(plan: Plan, results: Results) -> str:
-    rows = plans.sizes(plan, results)
-    scopes = list(dict.fromkeys(scope for _, scope in rows))
+def scope_name(micro_batch: int | None) -> str:
+    if micro_batch is None:
+        return "`effective_batch`"
+    return f"`micro_batch` of {micro_batch}" + (", DPO's loss" if micro_batch == 1 else "")
+
+
+def sizes(plan: Plan, results: Results) -> Section:
+    rows = comparisons.sizes(plan, results)
+    scopes = (None, *MICRO_BATCHES)
     lines = [
-        [str(size), *(percent(estimate(results.values(rows[size, scope]))) for scope in scopes)]
+        [
+            str(size),
+            *(
+                percent(estimate(results.values(rows[size, scope]))) if (size, scope) in rows else "the same"
+                for scope in scopes
+            ),
+        ]
         for size in plan.sizes
     ]
-    small, large = plan.sizes[0], max(s for s in plan.sizes if s <= plans.USUAL_SIZE)
-    whole = {size: results.values(rows[size, "effective_batch"]) for size in plan.sizes}
+    small, large = plan.sizes[0], max(s for s in plan.sizes if s <= USUAL_SIZE)
+    whole = {size: results.values(rows[size, None]) for size in plan.sizes}
     claims = [Claim(f"a batch of {large} above one of {small}", whole[large] - whole[small])]
     if plan.sizes[-1] != large:
-        claims.append(
-            Claim(f"a batch of {plan.sizes[-1]} above one of {large}", whole[plan.sizes[-1]] - whole[large])
-        )
+        words = f"a batch of {plan.sizes[-1]} above one of {large}"
+        claims.append(Claim(words, whole[plan.sizes[-1]] - whole[large]))
     claims += [
         Claim(
-            f"batch {size}: sorting it whole above {scope}", whole[size] - results.values(rows[size, scope])
+            f"batch {size}: sorting it whole above {scope_name(scope)}",
+            whole[size] - results.values(rows[size, scope]),
         )
-        for size in plan.sizes
-        for scope in scopes[1:]
-        if str(size) != scope.split()[-1]  # that would be the same
+        for size, scope in rows
+        if scope is not None
     ]
-    return table(["effective batch", *scopes], lines) + "\n" + findings(claims)
+    return Section(table(["effective batch", *map(scope_name, scopes)], lines), findings(claims))
 
 
-def losses(plan: Plan, results: Results) -> str:
-    rows = plans.losses(plan, results)
+def losses(plan: Plan, results: Results) -> Section:
+    rows = comparisons.losses(plan, results)
     lines = []
-    for penalty in plans.PENALTIES:
-        for order in plans.ORDERS:
-            cells = [rows[penalty, order, sort] for sort in plans.SORTS]
-            shown = [percent(estimate(results.values(c))) for c in cells]
-            lines.append([f"`{penalty}`", f"{cells[0][0].beta:g}", f"`{order}`", *shown])
-    usual = results.values(rows["logistic", "first", "hard"])
+    for penalty in PENALTIES:
+        for order in ORDERS:
+            cells = [rows[penalty, order, sort] for sort in SORTS]
+            chosen = cells[0][0]
+            lines.append(
+                [
+                    f"`{penalty}`",
+                    f"`{order}`",
+                    f"{chosen.beta:g}",
+                    f"{chosen.learning_rate:g}",
+                    *(percent(estimate(results.values(c))) for c in cells),
+                ]
+            )
+
+    def against_usual(penalty: str, order: str, sort: str) -> np.ndarray:
+        return results.values(rows[penalty, order, sort]) - results.values(rows[USUAL_LOSS])
+
+    _, first, hard = USUAL_LOSS
     claims = [
-        Claim(
-            "soft sort above hard sort (logistic)", results.values(rows["logistic", "first", "soft"]) - usual
-        ),
+        Claim("soft sort above hard sort (logistic)", against_usual("logistic", first, "soft"), False),
         *(
-            Claim(f"`{penalty}` above `logistic`", results.values(rows[penalty, "first", "hard"]) - usual)
-            for penalty in plans.PENALTIES[1:]
+            Claim(f"`{penalty}` above `logistic`", against_usual(penalty, first, hard), False)
+            for penalty in PENALTIES[1:]
         ),
-        Claim(
-            "second order above first (logistic)",
-            results.values(rows["logistic", "second", "hard"]) - usual,
-            in_paper=False,
-        ),
+        Claim("second order above first (logistic)", against_usual("logistic", "second", hard), False),
     ]
-    head = ["`aot_penalty`", "`rl_beta`", "`aot_dominance`", "hard sort", "soft sort"]
-    return table(head, lines) + "\n" + findings(claims)
+    head = ["`aot_penalty`", "`aot_dominance`", "`rl_beta`", "learning rate", "hard sort", "soft sort"]
+    return Section(table(head, lines), findings(claims))
 
 
-def shares(plan: Plan, results: Results) -> str:
-    rows = plans.shares(plan, results)
+def shares(plan: Plan, results: Results) -> Section:
+    rows = comparisons.shares(plan, results)
     names = list(dict.fromkeys(name for _, name in rows))
+    names = ["aot_unpaired", NOT_STRATIFIED, "kto", *([BALANCED] if BALANCED in names else [])]
     lines = [
-        [f"{share:.0%}", *(percent(estimate(results.values(rows[share, name]))) for name in names)]
+        [
+            f"{share:.0%}",
+            *(
+                percent(estimate(results.values(rows[share, name]))) if (share, name) in rows else "the same"
+                for name in names
+            ),
+        ]
         for share in plan.positives
     ]
     claims = [
         Claim(
-            f"{share:.0%} positives: `aot_unpaired` above {name}",
+            f"{share:.0%} positives: `aot_unpaired` above `{name}`",
             results.values(rows[share, "aot_unpaired"]) - results.values(rows[share, name]),
-            in_paper=share == 0.5 and name == "kto",
+            of_paper=False,
         )
-        for share in plan.positives
-        for name in names[1:]
+        for share, name in rows
+        if name != "aot_unpaired"
     ]
-    return table(["positives", *names], lines) + "\n" + findings(claims)
+    return Section(table(["positives", *(f"`{name}`" for name in names)], lines), findings(claims))
 
 
-def flips(plan: Plan, results: Results) -> str:
-    rows = plans.flips(plan, results)
+def flips(plan: Plan, results: Results) -> Section:
+    rows = comparisons.flips(plan, results)
     lines = [
         [f"{share:.0%}", *(percent(estimate(results.values(rows[share, method]))) for method in METHODS)]
         for share in plan.flips
@@ -280,21 +330,21 @@ def flips(plan: Plan, results: Results) -> str:
         Claim(
             f"{share:.0%} flipped: `{ours}` above `{theirs}`",
             results.values(rows[share, ours]) - results.values(rows[share, theirs]),
-            in_paper=False,
+            of_paper=False,
         )
         for share in plan.flips[1:]
         for ours, theirs in (("aot", "dpo"), ("aot", "ipo"), ("aot_unpaired", "kto"))
     ]
-    return table(["flipped", *(f"`{m}`" for m in METHODS)], lines) + "\n" + findings(claims)
+    return Section(table(["flipped", *(f"`{m}`" for m in METHODS)], lines), findings(claims))
 
 
-Section = Callable[[Plan, Results], str]
-SECTIONS: dict[str, Section] = {
-    "1. Methods": methods,
-    "2. Quantile curves": curves,
-    "3. rl_beta": betas,
-    "4. The effective batch": sizes,
-    "5. Penalties, sorts, orders": losses,
-    "6. Few positives": shares,
-    "7. Flipped preferences": flips,
+# By their names in template.md.
+SECTIONS: dict[str, Callable[[Plan, Results], Section]] = {
+    "methods": methods,
+    "curves": curves,
+    "betas": betas,
+    "sizes": sizes,
+    "losses": losses,
+    "shares": shares,
+    "flips": flips,
 }

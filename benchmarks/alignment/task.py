@@ -46,13 +46,16 @@ class Data:
     """What a run trains on.
 
     count: pairs, or answers with a label. positives: their share, of answers with a label; None for the
-    answers of `count` pairs, taken apart. flipped: the share of the preferences, or labels, that are turned
-    round.
+    answers of `count` pairs, taken apart. flipped: the share of the pairs that are turned round.
     """
 
     count: int
     positives: float | None = None
     flipped: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.positives is not None and self.flipped:
+            raise ValueError("flipped labels would change the share of positives: give one of the two")
 
 
 # --- Problems and answers ---------------------------------------------------------------------------
@@ -124,9 +127,8 @@ def draw_labels(problems: Iterable[Problem], data: Data, rng: np.random.Generato
         label = prefers(reward(answer), reward(other), rng)
         if wanted[label]:
             wanted[label] -= 1
-            shown = label != bool(rng.random() < data.flipped)
             completion = f" {' '.join(answer)}"
-            rows.append({"prompt": prompt_of(problem), "completion": completion, "label": shown})
+            rows.append({"prompt": prompt_of(problem), "completion": completion, "label": label})
         if not any(wanted.values()):
             break
     return rows

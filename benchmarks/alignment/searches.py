@@ -1,0 +1,165 @@
+"""The searches: which `rl_beta` and learning rate are best for what.
+
+May import `benchmarks.alignment.cells`, `plan`, `results`, `task`.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from benchmarks.alignment.cells import PAIRED, Cell
+from benchmarks.alignment.plan import (
+    LARGEST_MICRO_BATCH,
+    METHODS,
+    MICRO_BATCHES,
+    ORDERS,
+    PENALTIES,
+    SOFT_STRENGTH,
+    USUAL_LOSS,
+    USUAL_SIZE,
+    Plan,
+)
+from benchmarks.alignment.results import Results
+from benchmarks.alignment.task import Data
+
+Rows = dict[tuple, list[Cell]]  # cells over seeds, by what they have in common
+
+
+@dataclass(frozen=True)
+class Best:
+    """A point of a search, found by the mean reward on the validation problems."""
+
+    beta: float
+    learning_rate: float
+
+
+def best_of(results: Results, rows: Rows) -> Best:
+    cells = max(rows.values(), key=lambda cells: results.mean(cells, "validation"))
+    return Best(cells[0].beta, cells[0].learning_rate)
+
+
+def times(rate: float, factor: float) -> float:
+    """A learning rate of three digits."""
+    return float(f"{rate * factor:.3g}")
+
+
+# --- The grid, and what is best ---------------------------------------------------------------------
+
+
+def point(plan: Plan, method: str, beta: float, learning_rate: float, seed: int) -> Cell:
+    samples = min(USUAL_SIZE, plan.count // 4)
+    if method not in PAIRED:
+        samples *= 2
+    return Cell(method, beta, learning_rate, seed, Data(plan.count), samples, samples)
+
+
+def points(plan: Plan, method: str, betas: Iterable[float], rates: Iterable[float]) -> Rows:
+    """By (method, beta, learning rate): on the grid's seeds."""
+    return {
+        (method, beta, rate): [point(plan, method, beta, rate, seed) for seed in plan.seeds]
+        for beta in betas
+        for rate in rates
+    }
+
+
+def grid(plan: Plan, results: Results) -> Rows:
+    rows: Rows = {}
+    for method in METHODS:
+        rows |= points(plan, method, plan.betas, plan.learning_rates)
+    return rows
+
+
+def best_on_grid(plan: Plan, results: Results, method: str, betas: Iterable[float] | None = None) -> Best:
+    return best_of(results, points(plan, method, betas or plan.betas, plan.learning_rates))
+
+
+def _refined(plan: Plan, results: Results, method: str) -> Rows:
+    found = best_on_grid(plan, results, method)
+    rates = [found.learning_rate, *(times(found.learning_rate, factor) for factor in plan.factors)]
+    return points(plan, method, [found.beta], rates)
+
+
+def refined(plan: Plan, results: Results) -> Rows:
+    """By (method, beta, learning rate): half-way to the neighbours of each method's best, and it itself."""
+    rows: Rows = {}
+    for method in METHODS:
+        rows |= _refined(plan, results, method)
+    return rows
+
+
+def best(plan: Plan, results: Results, method: str) -> Best:
+    return best_of(results, _refined(plan, results, method))
+
+
+def at_best(plan: Plan, results: Results, method: str, seeds: range) -> list[Cell]:
+    found = best(plan, results, method)
+    return [point(plan, method, found.beta, found.learning_rate, seed) for seed in seeds]
+
+
+# --- Other losses -----------------------------------------------------------------------------------
+
+
+def loss_keys(penalty: str, order: str, sort: str) -> dict[str, str | float]:
+    """Of the YAML; defaults are left out, so that such a cell is one that another table has, too."""
+    names = ("aot_penalty", "aot_dominance", "aot_sort")
+    chosen = zip(names, (penalty, order, sort), USUAL_LOSS, strict=True)
+    keys: dict[str, str | float] = {name: value for name, value, default in chosen if value != default}
+    return keys | ({"aot_soft_sort_strength": SOFT_STRENGTH} if sort == "soft" else {})
+
+
+def loss_points(plan: Plan, penalty: str, order: str) -> Rows:
+    return {
+        (penalty, order, beta, rate): [
+            replace(point(plan, "aot", beta, rate, seed), keys=loss_keys(penalty, order, "hard"))
+            for seed in plan.search_seeds
+        ]
+        for beta in plan.search_betas
+        for rate in plan.search_rates
+    }
+
+
+def loss_search(plan: Plan, results: Results) -> Rows:
+    """By (penalty, order, beta, learning rate): on the search's seeds; the usual loss has the grid."""
+    rows: Rows = {}
+    for penalty in PENALTIES:
+        for order in ORDERS:
+            if (penalty, order) != USUAL_LOSS[:2]:
+                rows |= loss_points(plan, penalty, order)
+    return rows
+
+
+# --- The effective batch ----------------------------------------------------------------------------
+
+
+def of_size(
+    plan: Plan, results: Results, size: int, micro_batch: int | None, factor: float, seeds: range
+) -> list[Cell]:
+    """The learning rate goes with the root of the size, as Adam's steps want it, times a factor.
+
+    micro_batch: what is sorted; None: the whole effective batch.
+    """
+    keys = {} if micro_batch is None else {"aot_scope": "micro_batch"}
+    return [
+        replace(
+            cell,
+            learning_rate=times(cell.learning_rate, factor * math.sqrt(size / cell.samples)),
+            samples=size,
+            micro_batch=micro_batch or min(size, LARGEST_MICRO_BATCH),
+            keys=keys,
+        )
+        for cell in at_best(plan, results, "aot", seeds)
+    ]
+
+
+def scopes(plan: Plan) -> list[tuple[int, int | None]]:
+    """Pairs of a size and the micro-batch that is sorted; that of the batch's size is the whole of it."""
+    return [(size, micro) for size in plan.sizes for micro in (None, *MICRO_BATCHES) if micro != size]
+
+
+def size_search(plan: Plan, results: Results) -> Rows:
+    """By (size, micro-batch, factor of the learning rate): on the search's seeds."""
+    return {
+        (size, micro, factor): of_size(plan, results, size, micro, factor, plan.search_seeds)
+        for size, micro in scopes(plan)
+        for factor in plan.search_factors
+    }

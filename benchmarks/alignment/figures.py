@@ -24,20 +24,25 @@ STYLES = dict(zip(("aot", "dpo", "kto", "ipo", "aot_unpaired"), RUNS, strict=Tru
 
 
 def curves(plan: Plan, results: Results) -> Figure:
-    """The paper's figure 1: margins between quantiles, and log-likelihood ratios against the base model's."""
-    figure, axes = _panels(2)
+    """The paper's figure 1: rewards, margins between their quantiles, log-likelihood ratios."""
+    figure, axes = _panels(3)
     rows = comparisons.methods(plan, results)
     for method in METHODS:
         colour, dashes = STYLES[method]
         found = [results.of(cell)["pairs"]["curves"] for cell in rows[method,]]
+        for side, line in (("chosen", "-"), ("rejected", ":")):
+            rewards = np.mean([curve[side] for curve in found], axis=0)
+            label = method if side == "chosen" else None
+            axes[0].plot(LEVELS, rewards, color=colour, linestyle=line, label=label)
         ratios = np.array([curve["ratio"] for curve in found])
-        for axis, values in zip(axes, (margins(results, rows[method,]), ratios), strict=True):
+        for axis, values in zip(axes[1:], (margins(results, rows[method,]), ratios), strict=True):
             axis.plot(LEVELS, values.mean(0), color=colour, linestyle=dashes, label=method)
             axis.fill_between(LEVELS, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
-    axes[1].plot(LEVELS, found[0]["base_ratio"], color=COLOURS["reference"], label="base")
-    axes[0].axhline(0, color=COLOURS["reference"], linestyle="--", linewidth=1)
-    _dress(axes[0], "Margin between quantiles", "quantile level", "chosen - rejected reward (nats)")
-    _dress(axes[1], "Log-likelihood ratio", "quantile level", "log chosen / rejected (nats)")
+    axes[1].axhline(0, color=COLOURS["reference"], linestyle="--", linewidth=1)
+    axes[2].plot(LEVELS, found[0]["base_ratio"], color=COLOURS["reference"], label="base")
+    _dress(axes[0], "Rewards: chosen (solid), rejected (dotted)", "quantile level", "reward (nats)")
+    _dress(axes[1], "Margin between quantiles", "quantile level", "chosen - rejected reward (nats)")
+    _dress(axes[2], "Log-likelihood ratio", "quantile level", "log chosen / rejected (nats)")
     return figure
 
 
@@ -47,7 +52,7 @@ def betas(plan: Plan, results: Results) -> Figure:
     for method in METHODS:
         _line(axis, results, plan.betas, [rows[method, beta] for beta in plan.betas], method, *STYLES[method])
     axis.set_xscale("log")
-    _dress(axis, "Steepness of the penalty", "rl_beta", REWARD)
+    _dress(axis, "At the best learning rate of each", "rl_beta", REWARD)
     return figure
 
 

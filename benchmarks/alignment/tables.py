@@ -154,7 +154,7 @@ def methods(plan: Plan, results: Results) -> Section:
                 f"{chosen.learning_rate:g}" if method != BASE else "",
                 *(percent(estimate(of("test", score))) for score in scores),
                 f"{of('test', 'kl').mean():.2f}",
-                percent(estimate(of("pairs", "accuracy"))),
+                percent(estimate(of("pairs", "accuracy"))) if method != BASE else "",
             ]
         )
     head = ["method", "`rl_beta`", "learning rate", "reward", "worst tenth", "sorted", "malformed"]

@@ -59,14 +59,13 @@ def main(small: bool, out: Path | None, workers: int) -> None:
         )
     for stage in STAGES:
         missing = results.missing(cell for cells in stage(plan, results).values() for cell in cells)
-        _run(stage.__name__, missing, base_model, base, workers, results)
-        path = write_results(plan, results, out, small)
-    click.echo(path)
+        if missing:
+            _run(stage.__name__, missing, base_model, base, workers, results)
+            write_results(plan, results, out, small)
+    click.echo(write_results(plan, results, out, small))
 
 
 def _run(name: str, missing: list[Cell], base_model: Path, base: str, workers: int, results: Results) -> None:
-    if not missing:
-        return
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=CONSOLE) as progress:
         task = progress.add_task(name, total=len(missing))

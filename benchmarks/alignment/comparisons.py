@@ -24,18 +24,18 @@ from benchmarks.alignment.searches import (
     Rows,
     at_best,
     best,
+    best_key,
     best_of,
     best_on_grid,
     grid,
-    loss_keys,
     loss_points,
     loss_search,
     of_size,
-    point,
-    points,
+    over,
     refined,
     scopes,
     size_search,
+    with_loss,
 )
 from benchmarks.alignment.task import Data
 
@@ -56,7 +56,7 @@ def margins(plan: Plan, results: Results) -> Rows:
     for ours in OURS:
         found = best_on_grid(plan, results, ours)
         for method in (ours, *THEIRS):
-            (rows[ours, method],) = points(plan, method, [found.beta], [found.learning_rate]).values()
+            rows[ours, method] = over(plan, method, found, plan.seeds)
     return rows
 
 
@@ -65,8 +65,7 @@ def betas(plan: Plan, results: Results) -> Rows:
     rows: Rows = {}
     for method in METHODS:
         for beta in plan.betas:
-            rate = best_on_grid(plan, results, method, [beta]).learning_rate
-            (rows[method, beta],) = points(plan, method, [beta], [rate]).values()
+            rows[method, beta] = over(plan, method, best_on_grid(plan, results, method, [beta]), plan.seeds)
     return rows
 
 
@@ -76,9 +75,7 @@ def beta_extremes(plan: Plan, results: Results) -> Rows:
     for method in OURS:
         for name, some in (("lowest", plan.betas[:1]), ("larger", plan.betas[1:] or plan.betas)):
             found = best_on_grid(plan, results, method, some)
-            rows[method, name] = [
-                point(plan, method, found.beta, found.learning_rate, seed) for seed in plan.fresh_seeds
-            ]
+            rows[method, name] = over(plan, method, found, plan.fresh_seeds)
     return rows
 
 
@@ -87,9 +84,7 @@ def sizes(plan: Plan, results: Results) -> Rows:
     searched = size_search(plan, results)
     rows: Rows = {}
     for size, micro in scopes(plan):
-        found = max(
-            plan.search_factors, key=lambda factor: results.mean(searched[size, micro, factor], "validation")
-        )
+        found = best_key(results, {factor: searched[size, micro, factor] for factor in plan.search_factors})
         rows[size, micro] = of_size(plan, results, size, micro, found, plan.fresh_seeds)
     return rows
 
@@ -104,13 +99,7 @@ def losses(plan: Plan, results: Results) -> Rows:
             else:
                 found = best_of(results, loss_points(plan, penalty, order))
             for sort in SORTS:
-                rows[penalty, order, sort] = [
-                    replace(
-                        point(plan, "aot", found.beta, found.learning_rate, seed),
-                        keys=loss_keys(penalty, order, sort),
-                    )
-                    for seed in plan.fresh_seeds
-                ]
+                rows[penalty, order, sort] = with_loss(plan, (penalty, order, sort), found, plan.fresh_seeds)
     return rows
 
 

@@ -4,7 +4,7 @@ May import `axolotl_aot.figures` (its colours), `benchmarks.alignment.comparison
 `scores`, `tables`; matplotlib.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -50,7 +50,8 @@ def betas(plan: Plan, results: Results) -> Figure:
     rows = comparisons.betas(plan, results)
     figure, (axis,) = _panels(1)
     for method in METHODS:
-        _line(axis, results, plan.betas, [rows[method, beta] for beta in plan.betas], method, *STYLES[method])
+        cells = {beta: rows[method, beta] for beta in plan.betas}
+        _line(axis, results, cells, method, *STYLES[method])
     axis.set_xscale("log")
     _dress(axis, "At the best learning rate of each", "rl_beta", REWARD)
     return figure
@@ -60,9 +61,8 @@ def sizes(plan: Plan, results: Results) -> Figure:
     rows = comparisons.sizes(plan, results)
     figure, (axis,) = _panels(1)
     for scope, style in zip((None, *MICRO_BATCHES), RUNS, strict=False):
-        measured = [size for size in plan.sizes if (size, scope) in rows]
-        cells = [rows[size, scope] for size in measured]
-        _line(axis, results, measured, cells, scope_name(scope).replace("`", ""), *style)
+        cells = {size: row for (size, its), row in rows.items() if its == scope}
+        _line(axis, results, cells, scope_name(scope).replace("`", ""), *style)
     axis.set_xscale("log", base=2)
     _dress(axis, "aot: what is sorted together", "effective batch (pairs)", REWARD)
     return figure
@@ -74,10 +74,8 @@ def shares(plan: Plan, results: Results) -> Figure:
     variants = {NOT_STRATIFIED: "aot_unpaired", BALANCED: "kto"}
     for name in dict.fromkeys(n for _, n in rows):
         colour, dashes = STYLES[variants.get(name, name)]
-        measured = [share for share in plan.positives if (share, name) in rows]
-        cells = [rows[share, name] for share in measured]
-        dashes = ":" if name in variants else dashes
-        _line(axis, results, [100 * share for share in measured], cells, name, colour, dashes)
+        cells = {100 * share: row for (share, its), row in rows.items() if its == name}
+        _line(axis, results, cells, name, colour, ":" if name in variants else dashes)
     axis.set_xscale("log")
     _dress(axis, "Unpaired answers", "positives (%)", REWARD)
     return figure
@@ -87,8 +85,8 @@ def flips(plan: Plan, results: Results) -> Figure:
     rows = comparisons.flips(plan, results)
     figure, (axis,) = _panels(1)
     for method in METHODS:
-        cells = [rows[share, method] for share in plan.flips]
-        _line(axis, results, [100 * s for s in plan.flips], cells, method, *STYLES[method])
+        cells = {100 * share: rows[share, method] for share in plan.flips}
+        _line(axis, results, cells, method, *STYLES[method])
     _dress(axis, "Wrong preferences", "flipped (%)", REWARD)
     return figure
 
@@ -114,13 +112,14 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 def _line(
     axis: Axes,
     results: Results,
-    places: Sequence[float],
-    cells: list[list[Cell]],
+    rows: Mapping[float, list[Cell]],
     label: str,
     colour: str,
     dashes: object,
 ) -> None:
-    found = [estimate(100 * results.values(row)) for row in cells]
+    """The reward at each place of the x axis, with its interval."""
+    places = list(rows)
+    found = [estimate(100 * results.values(cells)) for cells in rows.values()]
     axis.plot(places, [e.mean for e in found], color=colour, linestyle=dashes, marker="o", ms=3, label=label)
     axis.fill_between(
         places, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.15, linewidth=0

@@ -4,8 +4,9 @@ May import `benchmarks.alignment.cells`, `plan`, `results`, `task`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from benchmarks.alignment.cells import PAIRED, Cell
 from benchmarks.alignment.plan import (
@@ -23,6 +24,7 @@ from benchmarks.alignment.results import Results
 from benchmarks.alignment.task import Data
 
 Rows = dict[tuple, list[Cell]]  # cells over seeds, by what they have in common
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,13 @@ class Best:
     learning_rate: float
 
 
+def best_key(results: Results, rows: Mapping[Key, list[Cell]]) -> Key:
+    return max(rows, key=lambda key: results.mean(rows[key], "validation"))
+
+
 def best_of(results: Results, rows: Rows) -> Best:
-    cells = max(rows.values(), key=lambda cells: results.mean(cells, "validation"))
-    return Best(cells[0].beta, cells[0].learning_rate)
+    cell = rows[best_key(results, rows)][0]
+    return Best(cell.beta, cell.learning_rate)
 
 
 def times(rate: float, factor: float) -> float:
@@ -53,10 +59,14 @@ def point(plan: Plan, method: str, beta: float, learning_rate: float, seed: int)
     return Cell(method, beta, learning_rate, seed, Data(plan.count), samples, samples)
 
 
+def over(plan: Plan, method: str, at: Best, seeds: range) -> list[Cell]:
+    return [point(plan, method, at.beta, at.learning_rate, seed) for seed in seeds]
+
+
 def points(plan: Plan, method: str, betas: Iterable[float], rates: Iterable[float]) -> Rows:
     """By (method, beta, learning rate): on the grid's seeds."""
     return {
-        (method, beta, rate): [point(plan, method, beta, rate, seed) for seed in plan.seeds]
+        (method, beta, rate): over(plan, method, Best(beta, rate), plan.seeds)
         for beta in betas
         for rate in rates
     }
@@ -92,8 +102,7 @@ def best(plan: Plan, results: Results, method: str) -> Best:
 
 
 def at_best(plan: Plan, results: Results, method: str, seeds: range) -> list[Cell]:
-    found = best(plan, results, method)
-    return [point(plan, method, found.beta, found.learning_rate, seed) for seed in seeds]
+    return over(plan, method, best(plan, results, method), seeds)
 
 
 # --- Other losses -----------------------------------------------------------------------------------
@@ -107,12 +116,16 @@ def loss_keys(penalty: str, order: str, sort: str) -> dict[str, str | float]:
     return keys | ({"aot_soft_sort_strength": SOFT_STRENGTH} if sort == "soft" else {})
 
 
+def with_loss(plan: Plan, loss: tuple[str, str, str], at: Best, seeds: range) -> list[Cell]:
+    """loss: penalty, order, sort."""
+    return [replace(cell, keys=loss_keys(*loss)) for cell in over(plan, "aot", at, seeds)]
+
+
 def loss_points(plan: Plan, penalty: str, order: str) -> Rows:
     return {
-        (penalty, order, beta, rate): [
-            replace(point(plan, "aot", beta, rate, seed), keys=loss_keys(penalty, order, "hard"))
-            for seed in plan.search_seeds
-        ]
+        (penalty, order, beta, rate): with_loss(
+            plan, (penalty, order, "hard"), Best(beta, rate), plan.search_seeds
+        )
         for beta in plan.search_betas
         for rate in plan.search_rates
     }

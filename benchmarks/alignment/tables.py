@@ -16,10 +16,8 @@ from scipy import stats
 from benchmarks.alignment import comparisons
 from benchmarks.alignment.cells import BASE, Cell
 from benchmarks.alignment.plan import (
-    BALANCED,
     METHODS,
     MICRO_BATCHES,
-    NOT_STRATIFIED,
     ORDERS,
     OURS,
     PENALTIES,
@@ -96,6 +94,11 @@ def in_nats(found: Estimate) -> str:
     return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
 
 
+def score(results: Results, cells: list[Cell] | None) -> str:
+    """The reward; None: of cells that are those beside them."""
+    return "the same" if cells is None else percent(estimate(results.values(cells)))
+
+
 # --- Findings ---------------------------------------------------------------------------------------
 
 
@@ -146,13 +149,13 @@ def methods(plan: Plan, results: Results) -> Section:
     for (method,), cells in rows.items():
         of = functools.partial(results.values, cells)
         chosen = cells[0]
-        scores = ("reward", "worst", "sorted", "malformed")
+        names = ("reward", "worst", "sorted", "malformed")
         lines.append(
             [
                 f"`{method}`" if method != BASE else BASE,
                 f"{chosen.beta:g}" if method != BASE else "",
                 f"{chosen.learning_rate:g}" if method != BASE else "",
-                *(percent(estimate(of("test", score))) for score in scores),
+                *(percent(estimate(of("test", name))) for name in names),
                 f"{of('test', 'kl').mean():.2f}",
                 percent(estimate(of("pairs", "accuracy"))) if method != BASE else "",
             ]
@@ -209,8 +212,7 @@ def _ratios(results: Results, cell: Cell) -> tuple[list[float], list[float]]:
 def betas(plan: Plan, results: Results) -> Section:
     rows = comparisons.betas(plan, results)
     lines = [
-        [f"{beta:g}", *(percent(estimate(results.values(rows[method, beta]))) for method in METHODS)]
-        for beta in plan.betas
+        [f"{beta:g}", *(score(results, rows[method, beta]) for method in METHODS)] for beta in plan.betas
     ]
     extremes = comparisons.beta_extremes(plan, results)
     claims = []
@@ -235,14 +237,7 @@ def sizes(plan: Plan, results: Results) -> Section:
     rows = comparisons.sizes(plan, results)
     scopes = (None, *MICRO_BATCHES)
     lines = [
-        [
-            str(size),
-            *(
-                percent(estimate(results.values(rows[size, scope]))) if (size, scope) in rows else "the same"
-                for scope in scopes
-            ),
-        ]
-        for size in plan.sizes
+        [str(size), *(score(results, rows.get((size, scope))) for scope in scopes)] for size in plan.sizes
     ]
     small, large = plan.sizes[0], max(s for s in plan.sizes if s <= USUAL_SIZE)
     whole = {size: results.values(rows[size, None]) for size in plan.sizes}
@@ -274,7 +269,7 @@ def losses(plan: Plan, results: Results) -> Section:
                     f"`{order}`",
                     f"{chosen.beta:g}",
                     f"{chosen.learning_rate:g}",
-                    *(percent(estimate(results.values(c))) for c in cells),
+                    *(score(results, c) for c in cells),
                 ]
             )
 
@@ -297,15 +292,8 @@ def losses(plan: Plan, results: Results) -> Section:
 def shares(plan: Plan, results: Results) -> Section:
     rows = comparisons.shares(plan, results)
     names = list(dict.fromkeys(name for _, name in rows))
-    names = ["aot_unpaired", NOT_STRATIFIED, "kto", *([BALANCED] if BALANCED in names else [])]
     lines = [
-        [
-            f"{share:.0%}",
-            *(
-                percent(estimate(results.values(rows[share, name]))) if (share, name) in rows else "the same"
-                for name in names
-            ),
-        ]
+        [f"{share:.0%}", *(score(results, rows.get((share, name))) for name in names)]
         for share in plan.positives
     ]
     claims = [
@@ -323,8 +311,7 @@ def shares(plan: Plan, results: Results) -> Section:
 def flips(plan: Plan, results: Results) -> Section:
     rows = comparisons.flips(plan, results)
     lines = [
-        [f"{share:.0%}", *(percent(estimate(results.values(rows[share, method]))) for method in METHODS)]
-        for share in plan.flips
+        [f"{share:.0%}", *(score(results, rows[share, method]) for method in METHODS)] for share in plan.flips
     ]
     claims = [
         Claim(

@@ -19,7 +19,7 @@ from benchmarks.alignment.comparisons import beta_extremes, losses, methods, sha
 from benchmarks.alignment.figures import FIGURES
 from benchmarks.alignment.plan import FULL, SMALL
 from benchmarks.alignment.results import NotMeasured, Results
-from benchmarks.alignment.searches import grid, refined, size_search
+from benchmarks.alignment.searches import grid, refined, size_edges, size_search
 from benchmarks.alignment.tables import Claim, estimate, findings
 from benchmarks.alignment.task import Data
 from tests.processes import ENVIRONMENT, ROOT
@@ -127,10 +127,15 @@ def test_every_size_and_scope_has_its_own_learning_rate(tmp_path):
     results = Results(tmp_path / "results.jsonl")
     _measure(results, grid(FULL, results), lambda cell: (cell.beta, cell.learning_rate) == (0.3, 6e-4))
     _measure(results, refined(FULL, results), lambda cell: False)
-    factors = {None: 2.0, 1: 0.5, 2: 1.0}
-    searched = size_search(FULL, results)
-    for (_, micro, factor), cells in searched.items():
-        _measure(results, {0: cells}, lambda _, is_good=factor == factors[micro]: is_good)
+    factors = {None: 4.0, 1: 0.5, 2: 0.25}
+    for (_, micro, factor), cells in size_search(FULL, results).items():
+        is_good = factor == min(factors[micro], 2.0)
+        _measure(results, {0: cells}, lambda _, is_good=is_good: is_good)
+    edges = size_edges(FULL, results)
+    tried = {micro: {key[2] for key in edges if key[:2] == (16, micro)} for micro in factors}
+    assert tried == {None: {2.0, 4.0}, 1: {0.5}, 2: {0.25, 0.125}}
+    for (_, _, factor), cells in edges.items():  # beyond 2 it is better still, below 0.25 not
+        _measure(results, {0: cells}, lambda _, is_better=factor == 4.0: 1 + is_better)
     assert (2, 2) not in sizes(FULL, results)  # would be the whole of the batch
     for (size, micro), cells in sizes(FULL, results).items():
         for cell in cells:

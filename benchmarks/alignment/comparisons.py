@@ -34,6 +34,8 @@ from benchmarks.alignment.searches import (
     over,
     refined,
     scopes,
+    size_edges,
+    size_factors,
     size_search,
     with_loss,
 )
@@ -81,10 +83,9 @@ def beta_extremes(plan: Plan, results: Results) -> Rows:
 
 def sizes(plan: Plan, results: Results) -> Rows:
     """By (size, micro-batch that is sorted, None for all of it): each at its best learning rate."""
-    searched = size_search(plan, results)
     rows: Rows = {}
     for size, micro in scopes(plan):
-        found = best_key(results, {factor: searched[size, micro, factor] for factor in plan.search_factors})
+        found = best_key(results, size_factors(plan, results, size, micro))
         rows[size, micro] = of_size(plan, results, size, micro, found, plan.fresh_seeds)
     return rows
 
@@ -146,6 +147,7 @@ STAGES = (
     beta_extremes,
     shares,
     size_search,
+    size_edges,
     sizes,
     flips,
     loss_search,

@@ -169,10 +169,32 @@ def scopes(plan: Plan) -> list[tuple[int, int | None]]:
     return [(size, micro) for size in plan.sizes for micro in (None, *MICRO_BATCHES) if micro != size]
 
 
+def size_points(
+    plan: Plan, results: Results, size: int, micro: int | None, factors: Iterable[float]
+) -> dict[float, list[Cell]]:
+    """By the factor of the learning rate: on the search's seeds."""
+    return {factor: of_size(plan, results, size, micro, factor, plan.search_seeds) for factor in factors}
+
+
 def size_search(plan: Plan, results: Results) -> Rows:
-    """By (size, micro-batch, factor of the learning rate): on the search's seeds."""
+    """By (size, micro-batch, factor of the learning rate)."""
     return {
-        (size, micro, factor): of_size(plan, results, size, micro, factor, plan.search_seeds)
+        (size, micro, factor): cells
         for size, micro in scopes(plan)
-        for factor in plan.search_factors
+        for factor, cells in size_points(plan, results, size, micro, plan.search_factors).items()
+    }
+
+
+def size_factors(plan: Plan, results: Results, size: int, micro: int | None) -> dict[float, list[Cell]]:
+    """`size_points` of the best factor and, where that is the first or last one, of the next one beyond."""
+    found = best_key(results, size_points(plan, results, size, micro, plan.search_factors))
+    return size_points(plan, results, size, micro, {found, plan.beyond.get(found, found)})
+
+
+def size_edges(plan: Plan, results: Results) -> Rows:
+    """By (size, micro-batch, factor of the learning rate): what is compared at last."""
+    return {
+        (size, micro, factor): cells
+        for size, micro in scopes(plan)
+        for factor, cells in size_factors(plan, results, size, micro).items()
     }

@@ -1,6 +1,8 @@
 """The YAMLs that a user copies: valid to axolotl, and trained with a tiny model in the big one's place."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ from lm_eval.tasks import TaskManager
 from safetensors.torch import load_file
 
 from tests.helpers import column
+from tests.processes import ENVIRONMENT
 from tests.test_plugin import validate
-from tests.tiny import make_pairs, unpair, write_jsonl
+from tests.tiny import WORDS, make_pairs, unpair, write_jsonl
 
 FOLDER = Path(__file__).parents[1] / "example_configs"
 PAPER = FOLDER / "paper"
@@ -44,60 +47,85 @@ def test_they_pass_axolotls_validation(name):
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory) -> dict[str, str]:
-    """Files with the columns of the data sets that the YAMLs name."""
-    folder = tmp_path_factory.mktemp("rows")
-    pairs = make_pairs(12)
+def files(tmp_path_factory) -> Path:
+    """Where UltraFeedback lies, with the columns of the Hub's; as `ultrafeedback.py` writes it, too."""
+    folder = tmp_path_factory.mktemp("files")
 
     def conversation(prompt: str, answer: str) -> list[dict[str, str]]:
         return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
-    binarized = [
-        {
-            "prompt": pair["prompt"],
-            "prompt_id": str(number),
-            "chosen": conversation(pair["prompt"], pair["chosen"]),
-            "rejected": conversation(pair["prompt"], pair["rejected"]),
-            "messages": conversation(pair["prompt"], pair["chosen"]),
-            "score_chosen": 8.0,
-            "score_rejected": 5.0,
-        }
-        for number, pair in enumerate(pairs)
-    ]
-    labelled = [{**row, "rating": 4.5, "source": "x"} for row in unpair(pairs)]
+    def binarized(seed: int) -> list[dict]:
+        pairs = make_pairs(12, seed)
+        pairs[0]["chosen"] += "\n\n"  # as answers of models often end
+        pairs[1]["rejected"] = " ".join(WORDS * 20)  # longer than what is trained on below
+        pairs.append({"prompt": "red?", "chosen": "blue", "rejected": ""})
+        return [
+            {
+                "prompt": pair["prompt"],
+                "prompt_id": str(number),
+                "chosen": conversation(pair["prompt"], pair["chosen"]),
+                "rejected": conversation(pair["prompt"], pair["rejected"]),
+                "messages": conversation(pair["prompt"], pair["chosen"]),
+                "score_chosen": 8.0,
+                "score_rejected": 5.0,
+            }
+            for number, pair in enumerate(pairs)
+        ]
+
+    hub = folder / "hub"
+    (hub / "data").mkdir(parents=True)
+    for seed, split in enumerate(("train_prefs", "test_prefs")):
+        write_jsonl(hub / "data" / f"{split}-00000-of-00001.jsonl", binarized(seed))
+    labelled = [{**row, "rating": 4.5, "source": "x"} for row in unpair(make_pairs(12))]
+    write_jsonl(folder / "labelled.jsonl", [*labelled, {**labelled[0], "completion": ""}])
+    command = [sys.executable, str(PAPER / "ultrafeedback.py"), str(hub)]
+    written = subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+    assert written.returncode == 0, written.stderr[-3000:]
+    assert "train_prefs: 12 pairs, 1 with an empty turn left out" in written.stdout
+    return folder
+
+
+def with_files(raw: dict, files: Path) -> dict:
+    """The data sets of a YAML, found in `files`."""
+    hub = {
+        "HuggingFaceH4/ultrafeedback_binarized": "hub/data/train_prefs-00000-of-00001.jsonl",
+        "argilla/ultrafeedback-binarized-preferences-cleaned-kto": "labelled.jsonl",
+    }
     return {
-        "HuggingFaceH4/ultrafeedback_binarized": str(write_jsonl(folder / "pairs.jsonl", binarized)),
-        "argilla/ultrafeedback-binarized-preferences-cleaned-kto": str(
-            write_jsonl(folder / "labelled.jsonl", labelled)
-        ),
+        key: [
+            {**entry, "path": str(files / hub.get(entry["path"], entry["path"])), "split": "train"}
+            for entry in raw[key]
+        ]
+        for key in ("datasets", "test_datasets")
+        if key in raw
     }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_they_train(run, name, rows, tiny_model, tmp_path):
-    raw = RUNS[name]
-    here = {
+def small(raw: dict, tiny_model: Path, folder: Path) -> dict:
+    """What stands in a big model's place, without what needs a GPU."""
+    return {
         "base_model": str(tiny_model),
         "special_tokens": {"pad_token": "<pad>"},
-        "dataset_prepared_path": str(tmp_path / "prepared"),
+        "dataset_prepared_path": str(folder / "prepared"),
         "dataset_num_proc": 1,
-        "output_dir": str(tmp_path / "out"),
+        "output_dir": str(folder / "out"),
         "max_steps": 2,
         "num_epochs": 2,  # the data are fewer than an effective batch
         "learning_rate": 1e-3,
         "warmup_ratio": 0.0,
-        # what needs a GPU
         "bf16": False,
         "tf32": False,
         "attn_implementation": "sdpa",
         "optimizer": "adamw_torch",
+        # 1% of these rows would be none
+        **({"val_set_size": 0.25} if raw.get("val_set_size") else {}),
     }
-    if raw.get("val_set_size"):
-        here["val_set_size"] = 0.25  # 1% of these rows would be none
-    for key in ("datasets", "test_datasets"):
-        if key in raw:
-            here[key] = [{**entry, "path": rows[entry["path"]], "split": "train"} for entry in raw[key]]
-    trainer = run({**raw, **here})
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_they_train(run, name, files, tiny_model, tmp_path):
+    raw = RUNS[name]
+    trainer = run({**raw, **small(raw, tiny_model, tmp_path), **with_files(raw, files)})
     losses = column(trainer, "loss")
     assert len(losses) == 2 and losses[0] == pytest.approx(FIRST_LOSS[raw["rl"]], rel=1e-4)
     adapter = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -106,6 +134,27 @@ def test_they_train(run, name, rows, tiny_model, tmp_path):
     prompts = [tokenizer.decode(ids) for ids in trainer.train_dataset["prompt_ids"]]
     asked = {pair["prompt"] for pair in make_pairs(12)}
     assert len(prompts) >= 9 and all(any(words in prompt for words in asked) for prompt in prompts)
+
+
+@pytest.mark.parametrize("chat_template", ["llama3", "chatml"])
+def test_all_methods_see_the_same_tokens(run, chat_template, files, tiny_model, tmp_path):
+    """With a tokenizer that puts a BOS before text, and a template that trims (llama3) or does not."""
+    length = 250
+    seen: dict[str, list[tuple[tuple, tuple]]] = {}
+    for method in ("dpo", "kto", "aot", "aot-unpaired"):
+        raw = RUNS[f"merlinite-7b-{method}-80gb"]
+        here = small(raw, tiny_model, tmp_path / method)
+        here |= {"chat_template": chat_template, "sequence_len": length, "max_steps": 1}
+        rows = run({**raw, **here, **with_files(raw, files)}).train_dataset
+        sides = ("completion",) if "completion_ids" in rows.column_names else ("chosen", "rejected")
+        seen[method] = sorted(
+            (tuple(row["prompt_ids"]), tuple(row[f"{side}_ids"][: length - len(row["prompt_ids"])]))
+            for row in rows
+            for side in sides
+        )
+    assert len(seen["dpo"]) == 24
+    assert any(len(prompt) + len(completion) == length for prompt, completion in seen["dpo"])
+    assert seen["dpo"] == seen["kto"] == seen["aot"] == seen["aot-unpaired"]
 
 
 def test_every_model_has_every_method_and_hardware():

@@ -15,7 +15,7 @@ from scipy.stats import kendalltau
 from benchmarks.alignment import tables, task
 from benchmarks.alignment.cells import Cell
 from benchmarks.alignment.command import HERE, NOT_YET, measured
-from benchmarks.alignment.comparisons import beta_extremes, losses, methods, shares, sizes
+from benchmarks.alignment.comparisons import STAGES, beta_extremes, losses, methods, shares, sizes
 from benchmarks.alignment.figures import FIGURES
 from benchmarks.alignment.plan import FULL, SMALL
 from benchmarks.alignment.results import NotMeasured, Results
@@ -224,10 +224,14 @@ def test_a_seed_draws_the_same_lora_matrices_for_all_methods(tmp_path):
 
 def test_what_is_committed_follows_from_the_results_beside_it():
     text = (HERE / "RESULTS.md").read_text("utf-8")
-    for part in measured(FULL, Results(HERE / "results.jsonl")).values():
+    results = Results(HERE / "results.jsonl")
+    for stage in STAGES:
+        assert not results.missing(itertools.chain(*stage(FULL, results).values())), stage.__name__
+    for part in measured(FULL, results).values():
+        assert part != NOT_YET
         assert f"\n{part}\n" in text or text.endswith(f"\n{part}")
     for name in FIGURES:
-        assert f"({name}.png)" in text
+        assert f"({name}.png)" in text and (HERE / f"{name}.png").is_file()
 
 
 def test_the_small_run(tmp_path):

@@ -4,7 +4,7 @@ May import `axolotl_aot.figures` (its colours), `benchmarks.alignment.comparison
 `scores`, `tables`; matplotlib.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def betas(plan: Plan, results: Results) -> Figure:
     for method in METHODS:
         cells = {beta: rows[method, beta] for beta in plan.betas}
         _line(axis, results, cells, method, *STYLES[method])
-    axis.set_xscale("log")
+    _logarithmic(axis, plan.betas)
     _dress(axis, "At the best learning rate of each", "rl_beta", REWARD)
     return figure
 
@@ -63,7 +63,7 @@ def sizes(plan: Plan, results: Results) -> Figure:
     for scope, style in zip((None, *MICRO_BATCHES), RUNS, strict=False):
         cells = {size: row for (size, its), row in rows.items() if its == scope}
         _line(axis, results, cells, scope_name(scope).replace("`", ""), *style)
-    axis.set_xscale("log", base=2)
+    _logarithmic(axis, plan.sizes)
     _dress(axis, "aot: what is sorted together", "effective batch (pairs)", REWARD)
     return figure
 
@@ -76,7 +76,7 @@ def shares(plan: Plan, results: Results) -> Figure:
         colour, dashes = STYLES[variants.get(name, name)]
         cells = {100 * share: row for (share, its), row in rows.items() if its == name}
         _line(axis, results, cells, name, colour, ":" if name in variants else dashes)
-    axis.set_xscale("log")
+    _logarithmic(axis, [100 * share for share in plan.positives])
     _dress(axis, "Unpaired answers", "positives (%)", REWARD)
     return figure
 
@@ -124,6 +124,13 @@ def _line(
     axis.fill_between(
         places, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.15, linewidth=0
     )
+
+
+def _logarithmic(axis: Axes, places: Sequence[float]) -> None:
+    """A logarithmic x axis that names what was measured."""
+    axis.set_xscale("log")
+    axis.set_xticks(places, [f"{place:g}" for place in places])
+    axis.minorticks_off()
 
 
 def _dress(axis: Axes, title: str, across: str, up: str) -> None:

@@ -19,7 +19,7 @@ from benchmarks.alignment.comparisons import STAGES, beta_extremes, losses, meth
 from benchmarks.alignment.figures import FIGURES
 from benchmarks.alignment.plan import FULL, SMALL
 from benchmarks.alignment.results import NotMeasured, Results
-from benchmarks.alignment.searches import grid, refined, size_edges, size_search
+from benchmarks.alignment.searches import grid, refined, size_finalists, size_search
 from benchmarks.alignment.tables import Claim, estimate, findings
 from benchmarks.alignment.task import Data
 from tests.processes import ENVIRONMENT, ROOT
@@ -99,8 +99,9 @@ def test_the_best_is_chosen_on_validation_and_scored_with_other_seeds(tmp_path):
     rows = grid(FULL, results)
     assert len(rows) == 5 * 6 * 4 and all(len(cells) == 5 for cells in rows.values())
     _measure(results, rows, lambda cell: (cell.beta, cell.learning_rate) == (0.3, 6e-4))
-    half_way = {cell.learning_rate for cells in refined(FULL, results).values() for cell in cells}
+    half_way = {rate for (_, beta, rate) in refined(FULL, results) if beta == 0.3}
     assert half_way == {4.24e-4, 6e-4, 8.49e-4}
+    assert {method for method, beta, _ in refined(FULL, results) if beta == 0.01} == {"aot", "aot_unpaired"}
     _measure(results, refined(FULL, results), lambda cell: False)
     results = Results(tmp_path / "results.jsonl")  # what was written is what is read
     assert not results.missing(itertools.chain(*grid(FULL, results).values()))
@@ -131,10 +132,10 @@ def test_every_size_and_scope_has_its_own_learning_rate(tmp_path):
     for (_, micro, factor), cells in size_search(FULL, results).items():
         is_good = factor == min(factors[micro], 2.0)
         _measure(results, {0: cells}, lambda _, is_good=is_good: is_good)
-    edges = size_edges(FULL, results)
-    tried = {micro: {key[2] for key in edges if key[:2] == (16, micro)} for micro in factors}
+    last = size_finalists(FULL, results)
+    tried = {micro: {key[2] for key in last if key[:2] == (16, micro)} for micro in factors}
     assert tried == {None: {2.0, 4.0}, 1: {0.5}, 2: {0.25, 0.125}}
-    for (_, _, factor), cells in edges.items():  # beyond 2 it is better still, below 0.25 not
+    for (_, _, factor), cells in last.items():  # beyond 2 it is better still, below 0.25 not
         _measure(results, {0: cells}, lambda _, is_better=factor == 4.0: 1 + is_better)
     assert (2, 2) not in sizes(FULL, results)  # would be the whole of the batch
     for (size, micro), cells in sizes(FULL, results).items():

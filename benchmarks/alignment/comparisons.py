@@ -27,6 +27,8 @@ from benchmarks.alignment.searches import (
     best_key,
     best_of,
     best_on_grid,
+    extremes,
+    finalists,
     grid,
     loss_points,
     loss_search,
@@ -34,8 +36,7 @@ from benchmarks.alignment.searches import (
     over,
     refined,
     scopes,
-    size_edges,
-    size_factors,
+    size_finalists,
     size_search,
     with_loss,
 )
@@ -53,12 +54,12 @@ def base(plan: Plan, results: Results) -> Rows:
 
 
 def margins(plan: Plan, results: Results) -> Rows:
-    """By (ours, method): every method where one of ours is best on the grid."""
+    """By (ours, method): every method where one of ours is best on the grid; on fresh seeds."""
     rows: Rows = {}
     for ours in OURS:
         found = best_on_grid(plan, results, ours)
         for method in (ours, *THEIRS):
-            rows[ours, method] = over(plan, method, found, plan.seeds)
+            rows[ours, method] = over(plan, method, found, plan.fresh_seeds)
     return rows
 
 
@@ -75,8 +76,8 @@ def beta_extremes(plan: Plan, results: Results) -> Rows:
     """By (method of ours, "lowest" or "larger"): the lowest beta, the best of the others; on fresh seeds."""
     rows: Rows = {}
     for method in OURS:
-        for name, some in (("lowest", plan.betas[:1]), ("larger", plan.betas[1:] or plan.betas)):
-            found = best_on_grid(plan, results, method, some)
+        for name, some in extremes(plan).items():
+            found = best(plan, results, method, some)
             rows[method, name] = over(plan, method, found, plan.fresh_seeds)
     return rows
 
@@ -85,7 +86,7 @@ def sizes(plan: Plan, results: Results) -> Rows:
     """By (size, micro-batch that is sorted, None for all of it): each at its best learning rate."""
     rows: Rows = {}
     for size, micro in scopes(plan):
-        found = best_key(results, size_factors(plan, results, size, micro))
+        found = best_key(results, finalists(plan, results, size, micro))
         rows[size, micro] = of_size(plan, results, size, micro, found, plan.fresh_seeds)
     return rows
 
@@ -147,7 +148,7 @@ STAGES = (
     beta_extremes,
     shares,
     size_search,
-    size_edges,
+    size_finalists,
     sizes,
     flips,
     loss_search,

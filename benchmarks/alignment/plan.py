@@ -4,7 +4,6 @@ Imports `benchmarks.alignment.task`.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmarks.alignment.task import BASE_STEPS
@@ -32,8 +31,7 @@ class Plan:
 
     seeds: of the grid. search_seeds: of the smaller searches. main_seeds: of the table of methods, and its
     first ones, fresh_seeds, of all that is compared elsewhere; none that a choice was made with, which would
-    flatter it. factors: of learning rates, to refine the grid's best; search_factors: to search with;
-    beyond: the next one, where the first or last of those is best.
+    flatter it. factors: of learning rates, to refine the grid's best; search_factors: to search with.
     """
 
     count: int
@@ -48,7 +46,6 @@ class Plan:
     search_betas: tuple[float, ...]
     search_rates: tuple[float, ...]
     search_factors: tuple[float, ...]
-    beyond: Mapping[float, float]
     sizes: tuple[int, ...]
     positives: tuple[float, ...]
     flips: tuple[float, ...]
@@ -67,7 +64,6 @@ FULL = Plan(
     search_betas=(0.3, 1.0, 3.0, 10.0),
     search_rates=(3e-4, 6e-4, 1.2e-3),
     search_factors=(0.25, 0.5, 1.0, 2.0),
-    beyond={0.25: 0.125, 2.0: 4.0},
     sizes=(2, 4, 16, 64, 256),
     positives=(0.5, 0.2, 0.05, 0.01),
     flips=(0.0, 0.1, 0.2, 0.4),
@@ -85,7 +81,6 @@ SMALL = Plan(
     search_betas=(1.0,),
     search_rates=(1e-3,),
     search_factors=(1.0,),
-    beyond={},
     sizes=(4, 16),
     positives=(0.5, 0.05),
     flips=(0.0, 0.2),

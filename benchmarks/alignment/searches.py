@@ -14,6 +14,7 @@ from benchmarks.alignment.plan import (
     METHODS,
     MICRO_BATCHES,
     ORDERS,
+    OURS,
     PENALTIES,
     SOFT_STRENGTH,
     USUAL_LOSS,
@@ -83,10 +84,15 @@ def best_on_grid(plan: Plan, results: Results, method: str, betas: Iterable[floa
     return best_of(results, points(plan, method, betas or plan.betas, plan.learning_rates))
 
 
-def _refined(plan: Plan, results: Results, method: str) -> Rows:
-    found = best_on_grid(plan, results, method)
+def _refined(plan: Plan, results: Results, method: str, betas: Iterable[float] | None = None) -> Rows:
+    found = best_on_grid(plan, results, method, betas)
     rates = [found.learning_rate, *(times(found.learning_rate, factor) for factor in plan.factors)]
     return points(plan, method, [found.beta], rates)
+
+
+def extremes(plan: Plan) -> dict[str, tuple[float, ...]]:
+    """The betas that are compared: the lowest, and the others."""
+    return {"lowest": plan.betas[:1], "larger": plan.betas[1:] or plan.betas}
 
 
 def refined(plan: Plan, results: Results) -> Rows:
@@ -94,11 +100,15 @@ def refined(plan: Plan, results: Results) -> Rows:
     rows: Rows = {}
     for method in METHODS:
         rows |= _refined(plan, results, method)
+    for method in OURS:
+        for betas in extremes(plan).values():
+            rows |= _refined(plan, results, method, betas)
     return rows
 
 
-def best(plan: Plan, results: Results, method: str) -> Best:
-    return best_of(results, _refined(plan, results, method))
+def best(plan: Plan, results: Results, method: str, betas: Iterable[float] | None = None) -> Best:
+    """betas: from which; None: from all."""
+    return best_of(results, _refined(plan, results, method, betas))
 
 
 def at_best(plan: Plan, results: Results, method: str, seeds: range) -> list[Cell]:
@@ -185,16 +195,18 @@ def size_search(plan: Plan, results: Results) -> Rows:
     }
 
 
-def size_factors(plan: Plan, results: Results, size: int, micro: int | None) -> dict[float, list[Cell]]:
-    """`size_points` of the best factor and, where that is the first or last one, of the next one beyond."""
-    found = best_key(results, size_points(plan, results, size, micro, plan.search_factors))
-    return size_points(plan, results, size, micro, {found, plan.beyond.get(found, found)})
+def finalists(plan: Plan, results: Results, size: int, micro: int | None) -> dict[float, list[Cell]]:
+    """`size_points` of the best factor and, where that is the lowest or highest one, of one step beyond."""
+    factors = plan.search_factors
+    found = best_key(results, size_points(plan, results, size, micro, factors))
+    beyond = {min(factors): min(factors) / 2, max(factors): max(factors) * 2} if len(factors) > 1 else {}
+    return size_points(plan, results, size, micro, [found, beyond.get(found, found)])
 
 
-def size_edges(plan: Plan, results: Results) -> Rows:
-    """By (size, micro-batch, factor of the learning rate): what is compared at last."""
+def size_finalists(plan: Plan, results: Results) -> Rows:
+    """By (size, micro-batch, factor of the learning rate): those that the best is chosen from at last."""
     return {
         (size, micro, factor): cells
         for size, micro in scopes(plan)
-        for factor, cells in size_factors(plan, results, size, micro).items()
+        for factor, cells in finalists(plan, results, size, micro).items()
     }

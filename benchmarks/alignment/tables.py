@@ -320,7 +320,7 @@ def flips(plan: Plan, results: Results) -> Section:
             of_paper=False,
         )
         for share in plan.flips[1:]
-        for ours, theirs in (("aot", "dpo"), ("aot", "ipo"), ("aot_unpaired", "kto"))
+        for ours, theirs in (("aot", "dpo"), ("aot", "ipo"), ("aot_unpaired", "dpo"), ("aot_unpaired", "kto"))
     ]
     return Section(table(["flipped", *(f"`{m}`" for m in METHODS)], lines), findings(claims))
 

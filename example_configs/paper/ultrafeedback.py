@@ -6,11 +6,11 @@ Downloads HuggingFaceH4/ultrafeedback_binarized (650 MB) and writes into `ultraf
 
 - train_prefs.jsonl, test_prefs.jsonl: pairs, `chosen` and `rejected`, lists of messages;
 - train_prefs_unpaired.jsonl: their answers, `prompt`, `completion` (lists of messages) and `label`, for KTO.
-  TRL takes pairs apart a thousand at a time, first the chosen answers, and reads them in this order: whole
-  batches would be of one label.
+  axolotl shuffles rows before TRL sees them. Given pairs, TRL takes them apart afterwards, the chosen answers
+  of a thousand first, and keeps this order: whole batches would be of one label.
 
-Pairs with an empty answer or prompt are left out: axolotl's types for DPO turn them into other text without a
-word. Other columns are left out as well: with them TRL may take the conversations for plain text.
+Pairs with an empty turn or without a prompt are left out: `rl: aot` stops at them, TRL trains on them. Other
+columns are left out as well: with them TRL may take the conversations for plain text.
 """
 
 import sys

@@ -101,7 +101,6 @@ def test_the_best_is_chosen_on_validation_and_scored_with_other_seeds(tmp_path):
     _measure(results, rows, lambda cell: (cell.beta, cell.learning_rate) == (0.3, 6e-4))
     half_way = {rate for (_, beta, rate) in refined(FULL, results) if beta == 0.3}
     assert half_way == {4.24e-4, 6e-4, 8.49e-4}
-    assert {method for method, beta, _ in refined(FULL, results) if beta == 0.01} == {"aot", "aot_unpaired"}
     _measure(results, refined(FULL, results), lambda cell: False)
     results = Results(tmp_path / "results.jsonl")  # what was written is what is read
     assert not results.missing(itertools.chain(*grid(FULL, results).values()))

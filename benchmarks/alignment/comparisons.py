@@ -27,7 +27,6 @@ from benchmarks.alignment.searches import (
     best_key,
     best_of,
     best_on_grid,
-    extremes,
     finalists,
     grid,
     loss_points,
@@ -64,11 +63,11 @@ def margins(plan: Plan, results: Results) -> Rows:
 
 
 def betas(plan: Plan, results: Results) -> Rows:
-    """By (method, beta): at the best learning rate of each, on the grid's seeds."""
+    """By (method, beta): at the best learning rate of each, refined; on the grid's seeds."""
     rows: Rows = {}
     for method in METHODS:
         for beta in plan.betas:
-            rows[method, beta] = over(plan, method, best_on_grid(plan, results, method, [beta]), plan.seeds)
+            rows[method, beta] = over(plan, method, best(plan, results, method, [beta]), plan.seeds)
     return rows
 
 
@@ -76,7 +75,7 @@ def beta_extremes(plan: Plan, results: Results) -> Rows:
     """By (method of ours, "lowest" or "larger"): the lowest beta, the best of the others; on fresh seeds."""
     rows: Rows = {}
     for method in OURS:
-        for name, some in extremes(plan).items():
+        for name, some in (("lowest", plan.betas[:1]), ("larger", plan.betas[1:] or plan.betas)):
             found = best(plan, results, method, some)
             rows[method, name] = over(plan, method, found, plan.fresh_seeds)
     return rows

@@ -14,7 +14,6 @@ from benchmarks.alignment.plan import (
     METHODS,
     MICRO_BATCHES,
     ORDERS,
-    OURS,
     PENALTIES,
     SOFT_STRENGTH,
     USUAL_LOSS,
@@ -90,19 +89,12 @@ def _refined(plan: Plan, results: Results, method: str, betas: Iterable[float] |
     return points(plan, method, [found.beta], rates)
 
 
-def extremes(plan: Plan) -> dict[str, tuple[float, ...]]:
-    """The betas that are compared: the lowest, and the others."""
-    return {"lowest": plan.betas[:1], "larger": plan.betas[1:] or plan.betas}
-
-
 def refined(plan: Plan, results: Results) -> Rows:
-    """By (method, beta, learning rate): half-way to the neighbours of each method's best, and it itself."""
+    """By (method, beta, learning rate): each beta's best of the grid, and half-way to its neighbours."""
     rows: Rows = {}
     for method in METHODS:
-        rows |= _refined(plan, results, method)
-    for method in OURS:
-        for betas in extremes(plan).values():
-            rows |= _refined(plan, results, method, betas)
+        for beta in plan.betas:
+            rows |= _refined(plan, results, method, [beta])
     return rows
 
 

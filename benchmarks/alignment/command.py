@@ -39,8 +39,8 @@ CONSOLE = Console(stderr=True)
 def main(small: bool, out: Path | None, workers: int) -> None:
     """Train and score all cells that have no result yet, and write RESULTS.md and its figures.
 
-    Stopped at any moment it goes on where it was; RESULTS.md is written after each stage. The base model is
-    kept in OUT/work.
+    Stopped at any moment it goes on where it was; RESULTS.md is written before each stage that has something
+    left to run, and at the end. The base model is kept in OUT/work.
     """
     os.environ.update(ENVIRONMENT)
     plan = SMALL if small else FULL
@@ -60,8 +60,8 @@ def main(small: bool, out: Path | None, workers: int) -> None:
     for stage in STAGES:
         missing = results.missing(cell for cells in stage(plan, results).values() for cell in cells)
         if missing:
-            _run(stage.__name__, missing, base_model, base, workers, results)
             write_results(plan, results, out, small)
+            _run(stage.__name__, missing, base_model, base, workers, results)
     click.echo(write_results(plan, results, out, small))
 
 

@@ -4,7 +4,7 @@ May import `benchmarks.alignment.cells`, `plan`, `results`, `task`.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -178,27 +178,32 @@ def size_points(
     return {factor: of_size(plan, results, size, micro, factor, plan.search_seeds) for factor in factors}
 
 
-def size_search(plan: Plan, results: Results) -> Rows:
-    """By (size, micro-batch, factor of the learning rate)."""
-    return {
-        (size, micro, factor): cells
-        for size, micro in scopes(plan)
-        for factor, cells in size_points(plan, results, size, micro, plan.search_factors).items()
-    }
+def candidates(plan: Plan, results: Results, size: int, micro: int | None) -> dict[float, list[Cell]]:
+    return size_points(plan, results, size, micro, plan.search_factors)
 
 
 def finalists(plan: Plan, results: Results, size: int, micro: int | None) -> dict[float, list[Cell]]:
-    """`size_points` of the best factor and, where that is the lowest or highest one, of one step beyond."""
+    """`candidates` of the best factor and, where that is the lowest or highest one, of one step beyond."""
     factors = plan.search_factors
-    found = best_key(results, size_points(plan, results, size, micro, factors))
+    found = best_key(results, candidates(plan, results, size, micro))
     beyond = {min(factors): min(factors) / 2, max(factors): max(factors) * 2} if len(factors) > 1 else {}
     return size_points(plan, results, size, micro, [found, beyond.get(found, found)])
 
 
-def size_finalists(plan: Plan, results: Results) -> Rows:
-    """By (size, micro-batch, factor of the learning rate): those that the best is chosen from at last."""
+def _of_all_sizes(plan: Plan, results: Results, of_one: Callable[..., dict[float, list[Cell]]]) -> Rows:
+    """By (size, micro-batch, factor of the learning rate)."""
     return {
         (size, micro, factor): cells
         for size, micro in scopes(plan)
-        for factor, cells in finalists(plan, results, size, micro).items()
+        for factor, cells in of_one(plan, results, size, micro).items()
     }
+
+
+def size_search(plan: Plan, results: Results) -> Rows:
+    """By (size, micro-batch, factor of the learning rate)."""
+    return _of_all_sizes(plan, results, candidates)
+
+
+def size_finalists(plan: Plan, results: Results) -> Rows:
+    """By (size, micro-batch, factor of the learning rate): those that the best is chosen from at last."""
+    return _of_all_sizes(plan, results, finalists)

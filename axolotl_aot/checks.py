@@ -1,25 +1,16 @@
 """Whether a YAML asks for anything that AOT would have to ignore, or that cannot run with it.
 
 Each check takes the raw config and raises `AOTConfigError`; what it has made sure of, it writes back in
-the form that axolotl needs. May import nothing of the package, nor of axolotl.
+the form that axolotl needs.
 """
 
 import math
-from collections.abc import Iterable, MutableMapping
-from difflib import get_close_matches
+from collections.abc import MutableMapping
 from typing import Any
 
+from axolotl_aot.errors import AOTConfigError
+
 DEFAULT_BETA = 0.01  # the paper's choice
-
-
-class AOTConfigError(ValueError):
-    """A YAML that AOT cannot run as it stands; the message names key, value and remedy."""
-
-
-def closest(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown word: the known one that comes closest, or all of them."""
-    close = get_close_matches(word, known := list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
 
 
 SUPERVISED_ONLY = (

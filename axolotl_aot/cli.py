@@ -89,9 +89,8 @@ def report(
     CONFIG is the YAML of a run of type aot, aot_unpaired, dpo, ipo, simpo or kto. The base model and each
     trained one make one pass over the data.
     """
-    from axolotl_aot.checks import AOTConfigError
-    from axolotl_aot.compare import make_report
-    from axolotl_aot.data.rows import AOTDataError
+    from axolotl_aot.errors import AOTConfigError, AOTDataError
+    from axolotl_aot.report.comparison import make_report
 
     try:
         page = make_report(config, adapter=adapter, others=others, data=data, out=out)

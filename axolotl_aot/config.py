@@ -8,9 +8,6 @@ trainer. All that the YAML alone shows to be wrong stops here, before a model is
 The options of `datasets:` and `test_datasets:` would not survive that validation: axolotl's schemas for
 `dpo` and `kto` drop what they do not know. They are checked here, handed on whole under `ENTRIES`, and
 axolotl is left with the path and the type.
-
-May import `axolotl_aot.checks`, `data.types`, `dominance` (whose tables name the options) and pydantic; not
-axolotl.
 """
 
 import logging
@@ -21,14 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from axolotl_aot.checks import (
-    AOTConfigError,
-    check_best_model,
-    check_beta,
-    check_foreign_keys,
-    check_parallelism,
-    closest,
-)
+from axolotl_aot.checks import check_best_model, check_beta, check_foreign_keys, check_parallelism
 from axolotl_aot.data.types import parse
 from axolotl_aot.dominance import (
     DEFAULT_SOFT_SORT_STRENGTH,
@@ -37,6 +27,7 @@ from axolotl_aot.dominance import (
     SMOOTHABLE_PENALTIES,
     SORTS,
 )
+from axolotl_aot.errors import AOTConfigError, closest
 
 LOG = logging.getLogger(__name__)
 
@@ -117,9 +108,9 @@ class RLType(NamedTuple):
 
 
 RL_TYPES = {
-    "aot": RLType("dpo", "axolotl_aot.trainers.AOTTrainer", {}),
+    "aot": RLType("dpo", "axolotl_aot.training.trainers.AOTTrainer", {}),
     "aot_unpaired": RLType(
-        "kto", "axolotl_aot.trainers.AOTUnpairedTrainer", {"remove_unused_columns": False}
+        "kto", "axolotl_aot.training.trainers.AOTUnpairedTrainer", {"remove_unused_columns": False}
     ),
 }
 

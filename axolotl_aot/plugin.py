@@ -2,8 +2,6 @@
 
 axolotl keeps plugins registered for the life of a process and calls every hook of every one, also for
 a config that does not use it; so each hook asks first whether the config at hand runs AOT.
-
-May import everything of the package; what loads a trainer only inside a hook.
 """
 
 import os
@@ -15,10 +13,10 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from axolotl_aot import config, door
+from axolotl_aot import config, dataset_hook
 
 if TYPE_CHECKING:
-    from axolotl_aot.handover import AOTSetup
+    from axolotl_aot.training.run_setup import AOTSetup
 
 
 class AOTPlugin(BasePlugin):
@@ -35,7 +33,7 @@ class AOTPlugin(BasePlugin):
         """Check the raw YAML and translate `rl: aot...` (see `axolotl_aot.config`)."""
         self._active = config.translate(cfg) is not None
         if self._active:
-            door.install()
+            dataset_hook.install()
 
     def get_input_args(self) -> str | None:
         """Add the `aot_` keys to axolotl's schema, so that they survive its validation."""
@@ -45,7 +43,7 @@ class AOTPlugin(BasePlugin):
         """What axolotl's RL builder does not set from the YAML."""
         if not config.active_rl(cfg):
             return None
-        from axolotl_aot.training_args import training_args
+        from axolotl_aot.training.training_args import training_args
 
         return training_args(cfg)
 
@@ -58,8 +56,8 @@ class AOTPlugin(BasePlugin):
         """Hand the settings, and the reference model, to the trainer about to be built."""
         if not config.active_rl(cfg):
             return []
-        from axolotl_aot.handover import AOTSetup
-        from axolotl_aot.rescue import SaveAdapterOnInterrupt
+        from axolotl_aot.training.interrupt import SaveAdapterOnInterrupt
+        from axolotl_aot.training.run_setup import AOTSetup
 
         last_loaded, self._last_loaded = self._last_loaded, None
         self._trained = False
@@ -83,7 +81,7 @@ class AOTPlugin(BasePlugin):
         """Callbacks that axolotl's RL builder does not make from the YAML."""
         if not config.active_rl(cfg):
             return []
-        from axolotl_aot.training_args import callbacks
+        from axolotl_aot.training.training_args import callbacks
 
         return callbacks(cfg)
 
@@ -95,7 +93,7 @@ class AOTPlugin(BasePlugin):
         if not config.active_rl(cfg):
             return
         if cfg.adapter and cfg.fsdp_config and os.environ.get("RANK", "0") == "0":
-            from axolotl_aot.adapters import mend_saved
+            from axolotl_aot.training.fsdp2_fixes import mend_saved
 
             mend_saved(Path(cfg.output_dir))
         if not self._trained:
@@ -103,8 +101,8 @@ class AOTPlugin(BasePlugin):
             return
         setup, self._setup = self._setup, None
         if setup is not None and setup.record is not None:
-            from axolotl_aot.reporting import write_run_report
-            from axolotl_aot.rescue import interruptible
+            from axolotl_aot.report.run_report import write_run_report
+            from axolotl_aot.training.interrupt import interruptible
 
             with interruptible():
                 write_run_report(cfg, setup.record)

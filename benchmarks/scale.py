@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from axolotl_aot.config import AOTArgs
-from axolotl_aot.trainers import AOTTrainer, AOTUnpairedTrainer
+from axolotl_aot.training.trainers import AOTTrainer, AOTUnpairedTrainer
 
 SAMPLES = 64  # pairs or answers of each process and step
 REPEATS = 7

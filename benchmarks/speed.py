@@ -231,8 +231,8 @@ def build(contender: str, case: Case, data: dict[str, list], folder: Path, atten
     from trl import DPOConfig, DPOTrainer
 
     from axolotl_aot.config import AOTArgs
-    from axolotl_aot.handover import AOTSetup
-    from axolotl_aot.trainers import AOTTrainer
+    from axolotl_aot.training.run_setup import AOTSetup
+    from axolotl_aot.training.trainers import AOTTrainer
     from tests.tiny import make_tokenizer
 
     tokenizer = make_tokenizer(["a b c"])

@@ -31,7 +31,7 @@ PRELOADED = (
     "axolotl.core.builders",
     "axolotl.evaluate",
     "axolotl.train",
-    "axolotl_aot.trainers",
+    "axolotl_aot.training.trainers",
     "deepspeed",
     "trackio",
 )

@@ -6,7 +6,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from axolotl_aot.adapters import load_adapter, mend_saved
+from axolotl_aot.scoring.models import load_adapter
+from axolotl_aot.training.fsdp2_fixes import mend_saved
 
 
 @pytest.fixture

@@ -6,19 +6,24 @@ import random
 import pytest
 import torch
 
-from axolotl_aot.batches import (
+from axolotl_aot.scoring.batches import (
     Collator,
-    binned_tokens,
     cut,
     cut_evenly,
     join,
-    packed_tokens,
-    padded_tokens,
     select,
     sizes,
     split,
 )
-from axolotl_aot.logprobs import binned, first_fit, packed, padded
+from axolotl_aot.scoring.layouts import (
+    binned,
+    binned_tokens,
+    first_fit,
+    packed,
+    packed_tokens,
+    padded,
+    padded_tokens,
+)
 
 LAYOUTS = {padded: padded_tokens, packed: packed_tokens, binned: binned_tokens}
 

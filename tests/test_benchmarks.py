@@ -2,7 +2,7 @@
 
 import pytest
 
-from axolotl_aot.trainers import AOTTrainer, AOTUnpairedTrainer
+from axolotl_aot.training.trainers import AOTTrainer, AOTUnpairedTrainer
 from benchmarks import preparation, scale, speed
 
 

@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
-from axolotl_aot.checks import DEFAULT_BETA, AOTConfigError
+from axolotl_aot.checks import DEFAULT_BETA
 from axolotl_aot.config import active_rl, settings, translate
+from axolotl_aot.errors import AOTConfigError
 
 AOT = {"rl": "aot"}
 UNPAIRED = {"rl": "aot_unpaired"}
@@ -16,8 +17,8 @@ QLORA = {"adapter": "qlora", "load_in_4bit": True}
 @pytest.mark.parametrize(
     ("rl", "axolotl_rl", "trainer"),
     [
-        ("aot", "dpo", "axolotl_aot.trainers.AOTTrainer"),
-        ("aot_unpaired", "kto", "axolotl_aot.trainers.AOTUnpairedTrainer"),
+        ("aot", "dpo", "axolotl_aot.training.trainers.AOTTrainer"),
+        ("aot_unpaired", "kto", "axolotl_aot.training.trainers.AOTUnpairedTrainer"),
     ],
 )
 def test_translation(rl, axolotl_rl, trainer):

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from axolotl_aot.curves import MARGIN_METRICS, PERCENTILES, margins, quantiles
+from axolotl_aot.quantiles import MARGIN_METRICS, PERCENTILES, margins, quantiles
 
 RNG = np.random.default_rng(0)
 

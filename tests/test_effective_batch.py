@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from axolotl_aot.checks import AOTConfigError
+from axolotl_aot.errors import AOTConfigError
 from tests.helpers import Snapshots, column, counting_forwards, steps
 from tests.test_dominance import brute_force
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows, write_jsonl

@@ -43,7 +43,7 @@ def test_they_pass_axolotls_validation(name):
     for key in raw.keys() - known:
         assert cfg[key] == raw[key], f"axolotl dropped or changed {key}"
     if raw["rl"].startswith("aot"):
-        assert cfg.trainer_cls.startswith("axolotl_aot.trainers.")
+        assert cfg.trainer_cls.startswith("axolotl_aot.training.trainers.")
 
 
 @pytest.fixture(scope="module")

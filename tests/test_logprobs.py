@@ -13,8 +13,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from axolotl_aot import head
-from axolotl_aot.logprobs import attach, binned, completion_logprobs, packed, padded
+from axolotl_aot.scoring import head
+from axolotl_aot.scoring.forward import attach, completion_logprobs
+from axolotl_aot.scoring.layouts import binned, packed, padded
 from tests.architectures import ARCHITECTURES, COMMON, make
 
 VOCABULARY = COMMON["vocab_size"]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from graphlib import TopologicalSorter
 from importlib.metadata import entry_points, requires
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_wheel_and_sdist_hold_the_package_and_its_licence(built):
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
     parts = [p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".html")]
     files = {f"axolotl_aot/{p.relative_to(PACKAGE)}" for p in parts}
-    assert "axolotl_aot/templates/report.html" in files
+    assert "axolotl_aot/report/templates/report.html" in files
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert files <= names
@@ -66,77 +67,62 @@ def test_commands_are_registered_with_axolotl():
     assert names <= set(cli.list_commands(None))
 
 
-DATA_LAYERS = (
-    "data.rows",
-    "data.entry",
-    "data.thresholds",
-    "data.messages",
-    "data.chat_template",
-    "data.pairs",
-    "data.scored",
-    "data.ranked",
-    "data.axolotl_types",
-    "data.types",
-    "data.rendering",
-    "data.mapping",
-    "data.accounts",
-    "data.pipeline",
+# From the top down: a module of the root, or a package, may import what stands below its own line, and
+# nothing else of the project. What stands in one line never meets.
+FLOORS = (
+    {"plugin", "cli"},
+    {"training"},
+    {"report"},
+    {"dataset_hook"},
+    {"config"},
+    {"scoring", "data", "checks"},
+    {"dominance", "quantiles", "errors", "quickstart"},
 )
-# From the bottom up; a module may import those before it in this list, and no others of the package.
-LAYERS = (
-    "dominance",
-    "curves",
-    "report",
-    "figures",
-    "page",
-    "examples",
-    "record",
-    "head",
-    "logprobs",
-    "batches",
-    "references",
-    "sampling",
-    "quickstart",
-    "checks",
-    "ways",
-    *DATA_LAYERS,
-    "config",
-    "training_args",
-    "adapters",
-    "handover",
-    "rescue",
-    "scoring",
-    "effective_batch",
-    "precompute",
-    "evaluation",
-    "reporting",
-    "resume",
-    "trainers",
-    "door",
-    "scorer",
-    "compare",
-    "plugin",
-    "cli",
-)
+FLOOR = {place: number for number, places in enumerate(FLOORS) for place in places}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE or path.name != "__init__.py"
+}
 
 
-def modules() -> list[str]:
-    """All modules of the package, as `data.rows`."""
-    paths = (p.relative_to(PACKAGE).with_suffix("") for p in PACKAGE.rglob("*.py"))
-    return [".".join(path.parts) for path in paths if path.name != "__init__"]
+def imported(module: str) -> set[str]:
+    """The modules of the package that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "imports are absolute"
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{a.name}" for a in node.names]
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "axolotl_aot" and rest != "__version__":
+                found.add(rest if rest in MODULES else rest.rpartition(".")[0])
+    return found
 
 
-def test_every_module_has_its_layer():
-    assert set(modules()) == set(LAYERS)
+def place(module: str) -> str:
+    return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("module", LAYERS)
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_run_downwards(module):
-    tree = ast.parse((PACKAGE / f"{module.replace('.', '/')}.py").read_text())
-    assert ast.get_docstring(tree), "what lives here and what it may import"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "axolotl_aot":
-            targets = [node.module.partition(".")[2]] if "." in node.module else [a.name for a in node.names]
-            targets = [t for t in targets if t != "__version__"]
-            for target in targets:
-                assert target in LAYERS[: LAYERS.index(module)], f"{module} imports {target}"
+    for other in imported(module):
+        assert other in MODULES, f"{module} imports {other}, which is none of the package's modules"
+        if place(other) != place(module):
+            assert FLOOR[place(other)] > FLOOR[place(module)], f"{module} imports {other}"
+
+
+def test_no_circle_within_a_package():
+    graph = {module: {o for o in imported(module) if place(o) == place(module)} for module in MODULES}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_the_root_is_short():
+    assert len(list(PACKAGE.glob("*.py"))) <= 14
+    assert {place(module) for module in MODULES} == set(FLOOR)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_lives_there(module):
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text()))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from axolotl_aot.curves import MARGIN_METRICS
-from axolotl_aot.figures import (
+from axolotl_aot.quantiles import MARGIN_METRICS
+from axolotl_aot.report.figures import (
     COLOURS,
     comparison_figure,
     live_figure,
@@ -20,8 +20,9 @@ from axolotl_aot.figures import (
     quantiles_figure,
     training_figure,
 )
-from axolotl_aot.page import write_report
-from axolotl_aot.report import Answers, Run, report
+from axolotl_aot.report.page import write_report
+from axolotl_aot.report.runs import Answers, Run
+from axolotl_aot.report.statistics import report
 
 EVIL = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">&amp;</td>"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, BitsAndBytesConfig
 
-from axolotl_aot.references import ReferenceFileError, References, digest, fingerprint
+from axolotl_aot.scoring.reference_cache import ReferenceFileError, References, digest, fingerprint
 
 
 def test_what_is_saved_is_loaded(tmp_path):

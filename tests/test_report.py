@@ -8,9 +8,11 @@ import pytest
 import torch
 from scipy import stats
 
-from axolotl_aot import report as module
 from axolotl_aot.dominance import quantile_steps
-from axolotl_aot.report import COMPARISONS, Answers, Run, compare, report, summary, verdict
+from axolotl_aot.report import statistics as module
+from axolotl_aot.report.runs import COMPARISONS, Answers, Run
+from axolotl_aot.report.statistics import compare, report, summary
+from axolotl_aot.report.verdicts import verdict
 
 LEVELS = (np.arange(100) + 0.5) / 100
 SCALARS = ("first_size", "second_size", "wasserstein")

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from axolotl_aot.curves import MARGIN_METRICS, PERCENTILES
-from axolotl_aot.rescue import interruptible
-from axolotl_aot.trainers import AOTTrainer
+from axolotl_aot.quantiles import MARGIN_METRICS, PERCENTILES
+from axolotl_aot.training.interrupt import interruptible
+from axolotl_aot.training.trainers import AOTTrainer
 from tests.by_hand import assert_numbers_of, logprobs
 from tests.helpers import column
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows

@@ -5,7 +5,7 @@ import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 
-from axolotl_aot.sampling import ShuffledSampler, StratifiedSampler, positives_per_batch
+from axolotl_aot.training.sampling import ShuffledSampler, StratifiedSampler, positives_per_batch
 
 
 def stratified(labels, batch_size: int, seed: int = 0, epoch: int = 0) -> list[int]:

@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 
-from axolotl_aot.checks import AOTConfigError
-from axolotl_aot.logprobs import attach, completion_logprobs
-from axolotl_aot.ways import ONE_ROW, PADDED, PADDING_FREE, find_way, make_probe
+from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.scoring.forward import attach, completion_logprobs
+from axolotl_aot.scoring.layout_check import ONE_ROW, PADDED, PADDING_FREE, find_way, make_probe
 from tests.architectures import make
 from tests.test_logprobs import batch
 

@@ -1,7 +1,6 @@
 """An entry of `datasets:` or `test_datasets:`: where its rows come from, and the options of every type.
 
 A type is a subclass of `Entry`: its fields are the options that it takes, its `examples` reads a row.
-May import `axolotl_aot.data.rows` and pydantic.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from axolotl_aot.data.rows import AOTDataError, BadRow, Example, need, number
+from axolotl_aot.data.rows import BadRow, Example, need, number
+from axolotl_aot.errors import AOTDataError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -1,7 +1,4 @@
-"""Batches of rows to batches of tokenized samples, each with what became of it.
-
-May import `axolotl_aot.data.entry`, `rows`, `ranked` (for row numbers) and `rendering`; datasets.
-"""
+"""Batches of rows to batches of tokenized samples, each with what became of it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,9 +8,10 @@ from datasets import Features, Value
 from datasets import List as ListOf
 
 from axolotl_aot.data.entry import Entry
-from axolotl_aot.data.ranked import FIRST_ROW, ROWS
 from axolotl_aot.data.rendering import Renderer, Text, Tokens, tokenize
-from axolotl_aot.data.rows import AOTDataError, BadRow, Example
+from axolotl_aot.data.rows import BadRow, Example
+from axolotl_aot.data.types.ranked import FIRST_ROW, ROWS
+from axolotl_aot.errors import AOTDataError
 
 # The completions of a sample, in `Example.completions`' order.
 COMPLETIONS = {"aot": ("chosen", "rejected"), "aot_unpaired": ("completion",)}

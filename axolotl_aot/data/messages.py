@@ -1,7 +1,4 @@
-"""Conversations: from a row's columns to messages that a chat template takes.
-
-May import `axolotl_aot.data.entry` and `rows`.
-"""
+"""Conversations: from a row's columns to messages that a chat template takes."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +7,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from axolotl_aot.data.entry import Entry
-from axolotl_aot.data.rows import AOTDataError, BadRow, Message, need
+from axolotl_aot.data.rows import BadRow, Message, need
+from axolotl_aot.errors import AOTDataError
 
 ROLES = {
     "user": ["user", "human"],

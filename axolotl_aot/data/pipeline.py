@@ -1,7 +1,7 @@
 """Whole data sets: loaded, mapped, counted, merged, split, and kept for the next run.
 
 axolotl's own steps where it has them: loading, the folder of prepared data and its lock, merging,
-removing duplicates, the validation split. May import the modules of `axolotl_aot.data`; axolotl.
+removing duplicates, the validation split.
 """
 
 import json
@@ -33,13 +33,13 @@ from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_aot import __version__
-from axolotl_aot.data.accounts import OFTEN, Account, one_label_share, table
 from axolotl_aot.data.entry import Entry, Source
 from axolotl_aot.data.mapping import FATE, RowMapper, features
 from axolotl_aot.data.messages import TemplateEntry
 from axolotl_aot.data.rendering import Renderer
-from axolotl_aot.data.rows import AOTDataError
+from axolotl_aot.data.row_counts import OFTEN, Account, one_label_share, table
 from axolotl_aot.data.types import parse
+from axolotl_aot.errors import AOTDataError
 
 LOG = get_logger(__name__)
 

@@ -1,7 +1,4 @@
-"""From messages to text by a chat template, and from text to tokens.
-
-May import `axolotl_aot.data.rows`; jinja2, and transformers for types only.
-"""
+"""From messages to text by a chat template, and from text to tokens."""
 
 import logging
 from collections.abc import Sequence

@@ -1,17 +1,10 @@
-"""What a row of the user's data gives, and how a row says that it cannot be used.
-
-May import nothing of the package.
-"""
+"""What a row of the user's data gives, and how a row says that it cannot be used."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Message = dict[str, Any]
-
-
-class AOTDataError(ValueError):
-    """Data that cannot be used as it stands; the message names the entry, the row and the remedy."""
 
 
 class BadRow(Exception):

@@ -1,13 +1,10 @@
-"""From scores to labels: by a value, or by a share of the scores.
-
-May import `axolotl_aot.data.rows` and pydantic.
-"""
+"""From scores to labels: by a value, or by a share of the scores."""
 
 from typing import NamedTuple
 
 from pydantic import BaseModel, Field, model_validator
 
-from axolotl_aot.data.rows import AOTDataError
+from axolotl_aot.errors import AOTDataError
 
 
 class Cut(NamedTuple):

@@ -1,6 +1,6 @@
 """The figures; a method has one colour in all of them.
 
-May import `axolotl_aot.figures` (its colours), `benchmarks.alignment.comparisons`, `plan`, `results`,
+May import `axolotl_aot.report.figures` (its colours), `benchmarks.alignment.comparisons`, `plan`, `results`,
 `scores`, `tables`; matplotlib.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from axolotl_aot.figures import COLOURS, RUNS
+from axolotl_aot.report.figures import COLOURS, RUNS
 from benchmarks.alignment import comparisons
 from benchmarks.alignment.cells import Cell
 from benchmarks.alignment.plan import BALANCED, METHODS, MICRO_BATCHES, NOT_STRATIFIED, Plan

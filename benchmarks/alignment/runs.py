@@ -31,7 +31,7 @@ PRELOADED = [
     "axolotl.core.builders",
     "axolotl.train",
     "trackio",  # TRL's model card imports it, which takes seconds
-    "axolotl_aot.trainers",
+    "axolotl_aot.training.trainers",
     "axolotl_aot.data.pipeline",
     "benchmarks.alignment.scores",
 ]

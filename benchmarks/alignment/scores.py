@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from axolotl_aot.curves import quantiles
 from axolotl_aot.dominance import violation
+from axolotl_aot.quantiles import quantiles
 from axolotl_aot.quickstart import Problem, prompt_of, token_ids
 from benchmarks.alignment.task import (
     LENGTH,

@@ -9,8 +9,8 @@ from axolotl.common.datasets import load_preference_datasets
 from axolotl.loaders import load_tokenizer
 from datasets import Dataset, DatasetDict
 
-from axolotl_aot.data.accounts import one_label_share
-from axolotl_aot.door import pipeline_of
+from axolotl_aot.data.row_counts import one_label_share
+from axolotl_aot.dataset_hook import pipeline_of
 from tests.tiny import make_pairs, unpair, write_jsonl
 
 SCORED = {"type": "scored", "positive_above": 0.5, "negative_below": 0.3}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from axolotl_aot.data.rows import AOTDataError
 from axolotl_aot.data.types import TYPES, parse
+from axolotl_aot.errors import AOTDataError
 
 SCORED = {"path": "a.jsonl", "type": "scored", "positive_above": 0.5}
 

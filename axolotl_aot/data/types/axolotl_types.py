@@ -1,0 +1,139 @@
+"""axolotl's own data set types, `user_defined` and custom modules among them: rows that are text already."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import PrivateAttr, model_validator
+
+from axolotl_aot.data.entry import Entry, LabelledEntry, Source
+from axolotl_aot.data.rows import BadRow, Example, need
+from axolotl_aot.errors import AOTDataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Transform = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class AxolotlType(Entry):
+    """A type whose function, axolotl's or the user's own, gives a row's texts. None at all: they are there.
+
+    loader: the module of axolotl that finds the function. texts: the completions' columns.
+    user_defined: the keys that a mapping in place of the type's name may have.
+    """
+
+    loader: ClassVar[str]
+    texts: ClassVar[tuple[str, ...]]
+    user_defined: ClassVar[set[str]]
+    _transform: Transform | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _known_keys(self) -> "AxolotlType":
+        if isinstance(self.type, dict):
+            for key in self.type:
+                if key not in self.user_defined:
+                    raise ValueError(
+                        f"`type: {key}`: not a key of a user-defined type; known: "
+                        f"{', '.join(sorted(self.user_defined))}"
+                    )
+        return self
+
+    def prepare(self, source: Source) -> "tuple[AxolotlType, Dataset]":
+        entry, dataset = super().prepare(source)
+        if self.type is None:
+            return entry, dataset
+        transform, map_kwargs = self._loaded(source)
+        if map_kwargs.get("batched"):
+            columns = map_kwargs.pop("remove_columns", None)
+            columns = dataset.column_names if columns == "__all__" else columns
+            return entry, dataset.map(transform, remove_columns=columns, **map_kwargs)
+        entry._transform = transform
+        return entry, dataset
+
+    def _loaded(self, source: Source) -> tuple[Transform, dict[str, Any]]:
+        from importlib import import_module
+
+        from axolotl.utils.dict import DictDefault
+
+        name = "user_defined.default" if isinstance(self.type, dict) else self.type
+        # axolotl's functions read their entry from `datasets`, also where it is one of `test_datasets`
+        cfg = DictDefault({**source.cfg, "datasets": source.entries})
+        loaded = import_module(self.loader).load(name, cfg, dataset_idx=source.position)
+        if loaded is None:
+            raise AOTDataError(
+                f"`type: {name}`: neither a type of axolotl-aot nor one that axolotl can load; the warning "
+                "above says why"
+            )
+        transform, map_kwargs = loaded if isinstance(loaded, tuple) else (loaded, {})
+        if "tokenizer" in inspect.signature(transform).parameters:
+            transform = partial(transform, tokenizer=source.tokenizer)
+        return transform, map_kwargs
+
+    def transformed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with its texts, as the type's function gives them."""
+        if self._transform is None:
+            return dict(row)
+        try:
+            return {**row, **self._transform(dict(row))}
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            raise BadRow(f"`type: {self.type}` cannot read it ({type(error).__name__}: {error})") from error
+
+    def text(self, row: Mapping[str, Any], field: str) -> str:
+        """A text of the transformed row, not an empty one."""
+        if self.type is None and field not in row:
+            raise BadRow(f"without a `type:`, the text must stand in columns prompt, {', '.join(self.texts)}")
+        text = need(row, field)
+        if not isinstance(text, str):
+            hint = "; `type: chat_template` reads messages" if isinstance(text, list) else ""
+            raise BadRow(f"field `{field}`: expected text, found {text!r:.80}{hint}")
+        if not text.strip():
+            raise BadRow(f"field `{field}` is empty")
+        return text
+
+
+class KTOType(AxolotlType, LabelledEntry):
+    """For `rl: aot_unpaired`: axolotl's KTO types."""
+
+    loader: ClassVar = "axolotl.prompt_strategies.kto"
+    texts: ClassVar = ("completion",)
+    optional: ClassVar = {"field_label"}
+    user_defined: ClassVar = {
+        "field_system",
+        "field_prompt",
+        "field_completion",
+        "field_label",
+        "prompt_format",
+        "completion_format",
+    }
+
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
+        given = self.transformed(row)
+        yield Example(
+            self.text(given, "prompt"),
+            (self.text(given, "completion"),),
+            self.label_of(given),
+            weight=self.weight(row),
+        )
+
+
+class DPOType(AxolotlType):
+    """For `rl: aot`: axolotl's DPO types."""
+
+    loader: ClassVar = "axolotl.prompt_strategies.dpo"
+    texts: ClassVar = ("chosen", "rejected")
+    user_defined: ClassVar = {
+        "field_system",
+        "field_prompt",
+        "field_chosen",
+        "field_rejected",
+        "prompt_format",
+        "chosen_format",
+        "rejected_format",
+    }
+
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
+        given = self.transformed(row)
+        completions = tuple(self.text(given, name) for name in self.texts)
+        yield Example(self.text(given, "prompt"), completions, True, weight=self.weight(row))

@@ -1,0 +1,219 @@
+"""`type: ranked`: a prompt with several completions, ranked or scored."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import pyarrow as pa
+from pydantic import model_validator
+
+from axolotl_aot.data.entry import USUAL_COLUMNS, Source
+from axolotl_aot.data.messages import TemplateEntry
+from axolotl_aot.data.rows import BadRow, Example, Message, need, number
+from axolotl_aot.data.thresholds import Cut, Thresholds
+from axolotl_aot.errors import AOTDataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Inside a completion's own mapping a text may also stand under these names.
+TEXT_KEYS = (*USUAL_COLUMNS["field_completion"], "text", "content")
+INSIDE = ("field_completion", "field_score", "field_rank")
+# Of rows that were put together: the number of the first, and how many they are.
+FIRST_ROW, ROWS = "aot_row", "aot_rows"
+NONE = Cut(upper=None, lower=None)
+
+
+class Candidate(NamedTuple):
+    """One of a prompt's completions. merit: its score, or minus its rank."""
+
+    prompt: list[Message]
+    completion: list[Message]
+    merit: float
+    weight: float
+
+
+class RankedEntry(TemplateEntry):
+    """What both kinds of training read of a ranking.
+
+    `field_completions` is a column of lists. Each item is a text, a message, or a mapping with the text
+    and its score or rank; the scores or ranks may also be a column of lists of their own. Plain texts
+    or messages without either are ranked by their order, the best first. Without such a column, each row
+    holds one completion, and the rows of one prompt are put together.
+    """
+
+    optional: ClassVar = {*TemplateEntry.optional, *INSIDE, "field_completions"}
+
+    field_completions: str | None = None
+    field_completion: str | None = None
+    field_score: str | None = None
+    field_rank: str | None = None
+
+    needs_scores: ClassVar = False
+
+    @model_validator(mode="after")
+    def _scores_or_ranks(self) -> "RankedEntry":
+        if self.field_score is not None and self.field_rank is not None:
+            raise ValueError("set `field_score` or `field_rank`, not both")
+        return self
+
+    def located(self, columns: list[str]) -> "RankedEntry":
+        # these may also name keys of each completion's own mapping, which are no columns
+        inside = {name: value for name in INSIDE if (value := getattr(self, name)) not in (None, *columns)}
+        entry = super(RankedEntry, self.model_copy(update=dict.fromkeys(inside))).located(columns)
+        return entry.model_copy(update=inside)
+
+    def prepare(self, source: Source) -> "tuple[RankedEntry, Dataset]":
+        entry, dataset = super().prepare(source)
+        if entry.field_completions is None:
+            return entry._put_together(dataset)
+        # a column that merely has a usual name: only lists can belong to a list of completions
+        other = [
+            name for name in INSIDE if getattr(self, name) is None and not _is_list(dataset, entry, name)
+        ]
+        return entry.model_copy(update=dict.fromkeys(other)), dataset
+
+    def _put_together(self, dataset: "Dataset") -> "tuple[RankedEntry, Dataset]":
+        """One row per prompt, from rows of one completion each."""
+        from datasets import Dataset
+
+        value = self.field_score or self.field_rank
+        columns = dataset.column_names
+        if not {self.field_messages, self.field_completion, value} <= set(columns):
+            lists = ", ".join(USUAL_COLUMNS["field_completions"])
+            raise AOTDataError(
+                f"`type: ranked` finds neither a column with the completions of a prompt ({lists}; or set "
+                "field_completions), nor a prompt, a completion and a score or rank in each row "
+                "(field_messages, field_completion, field_score or field_rank). Columns: "
+                f"{', '.join(columns)}."
+            )
+        same = [c for c in (self.field_messages, self.field_system, self.field_tools) if c]
+        own = [c for c in (self.field_completion, value, self.field_weight) if c]
+        grouped: dict[str, dict[str, Any]] = {}
+        for i, row in enumerate(dataset.select_columns([*same, *own]), start=1):
+            empty = {**{c: row[c] for c in same}, **{c: [] for c in own}, FIRST_ROW: i, ROWS: 0}
+            group = grouped.setdefault(json.dumps([row[c] for c in same], default=str), empty)
+            group[ROWS] += 1
+            for column in own:
+                group[column].append(row[column])
+        entry = self.model_copy(update={"field_completions": self.field_completion, "field_completion": None})
+        return entry, Dataset.from_list(list(grouped.values()))
+
+    def candidates(self, row: Mapping[str, Any]) -> list[Candidate]:
+        """The row's completions, the prompt's system message included."""
+        items = need(row, self.field_completions)
+        if not isinstance(items, list) or not items or (len(items) < 2 and FIRST_ROW not in row):
+            raise BadRow(f"field `{self.field_completions}`: a ranking needs two completions or more")
+        found = []
+        for item, merit, weight in zip(
+            items, self._merits(row, items), self._weights(row, items), strict=True
+        ):
+            own, completion = self.completion(self._text(item), self.field_completions)
+            found.append(Candidate(self.prompt(row, own), completion, merit, weight))
+        return found
+
+    def _weights(self, row: Mapping[str, Any], items: list[Any]) -> list[float]:
+        """Each completion's weight: its own where rows were put together, else the row's."""
+        if self.field_weight and FIRST_ROW in row:
+            return [self.weight({self.field_weight: weight}) for weight in row[self.field_weight]]
+        return [self.weight(row)] * len(items)
+
+    def _text(self, item: Any) -> Any:
+        if item is None:
+            raise BadRow(f"field `{self.field_completions}`: one of the completions is null")
+        if not isinstance(item, Mapping) or "role" in item or "from" in item:
+            return item
+        for key in (self.field_completion,) if self.field_completion else TEXT_KEYS:
+            if item.get(key) is not None:
+                return item[key]
+        raise BadRow(
+            f"field `{self.field_completions}`: no text in a completion with {', '.join(item)}; set "
+            "field_completion"
+        )
+
+    def _merits(self, row: Mapping[str, Any], items: list[Any]) -> list[float]:
+        """Score or minus rank of each completion, wherever they stand."""
+        for option, sign in (("field_score", 1), ("field_rank", -1)):
+            given = getattr(self, option)
+            if sign < 0 and self.needs_scores:
+                raise BadRow(
+                    "positive_above and negative_below need scores, and there are none; "
+                    "set field_score, or positive_top and negative_bottom"
+                )
+            if given is not None and isinstance(row.get(given), list):
+                values = row[given]
+                if len(values) != len(items):
+                    raise BadRow(
+                        f"field `{given}`: {len(values)} values for the {len(items)} completions of "
+                        f"`{self.field_completions}`"
+                    )
+                return [sign * number(value, given) for value in values]
+            for key in (given,) if given else USUAL_COLUMNS[option]:
+                if any(isinstance(item, Mapping) and item.get(key) is not None for item in items):
+                    values = [item.get(key) if isinstance(item, Mapping) else None for item in items]
+                    return [sign * number(value, key) for value in values]
+            if given is not None:
+                raise BadRow(
+                    f"field `{given}`: neither a list of this row, nor in the completions of "
+                    f"`{self.field_completions}`"
+                )
+        if any(isinstance(item, Mapping) and "role" not in item and "from" not in item for item in items):
+            raise BadRow(
+                f"field `{self.field_completions}`: no score or rank in a completion with "
+                f"{', '.join(items[0])}; set field_score or field_rank"
+            )
+        return [-float(position) for position in range(len(items))]
+
+
+class Ranked(RankedEntry, Thresholds):
+    """For `rl: aot_unpaired`: the best completions are positive, the worst negative, the others left out.
+
+    Shares (`positive_top`, `negative_bottom`) are of one prompt's completions; without any threshold, the
+    best and the worst count.
+    """
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.positive_above is not None or self.negative_below is not None
+
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
+        candidates, tools = self.candidates(row), self.tools(row)
+        cut = self._cut_of([candidate.merit for candidate in candidates])
+        for prompt, completion, merit, weight in candidates:
+            yield Example(prompt, (completion,), cut.label(merit), tools, weight)
+
+    def _cut_of(self, merits: list[float]) -> Cut:
+        if not self.any_set:
+            equal = min(merits) == max(merits)
+            return NONE if equal else Cut(upper=max(merits), lower=min(merits))
+        try:
+            return self.cut(merits)
+        except AOTDataError:  # too many of this prompt's are equal
+            return NONE
+
+
+class RankedPairs(RankedEntry):
+    """For `rl: aot`: the best completion against the worst; left out where all are equal."""
+
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
+        candidates = self.candidates(row)
+        best = max(candidates, key=lambda c: c.merit)
+        worst = min(candidates, key=lambda c: c.merit)
+        if best.prompt != worst.prompt:
+            raise BadRow(f"field `{self.field_completions}`: the best and the worst have different prompts")
+        if best.weight != worst.weight:
+            raise BadRow(
+                f"field `{self.field_weight}`: a pair has one weight, and the best and the worst have "
+                f"{best.weight:g} and {worst.weight:g}"
+            )
+        label = True if best.merit > worst.merit else None
+        yield Example(best.prompt, (best.completion, worst.completion), label, self.tools(row), best.weight)
+
+
+def _is_list(dataset: "Dataset", entry: RankedEntry, option: str) -> bool:
+    """Whether the column that an option of the entry names holds lists, whatever its first rows hold."""
+    name = getattr(entry, option)
+    if name not in dataset.column_names:
+        return False
+    kind = dataset.data.schema.field(name).type
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)

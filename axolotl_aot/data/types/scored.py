@@ -1,0 +1,50 @@
+"""`type: scored`: a completion with a number."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import PrivateAttr, model_validator
+
+from axolotl_aot.data.entry import Source
+from axolotl_aot.data.messages import TemplateEntry
+from axolotl_aot.data.rows import BadRow, Example, need, number
+from axolotl_aot.data.thresholds import Cut, Thresholds
+
+
+class Scored(TemplateEntry, Thresholds):
+    """For `rl: aot_unpaired`: positive or negative by the score; in between, left out."""
+
+    field_completion: str | None = None
+    field_score: str | None = None
+    _cut: Cut = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _some_threshold(self) -> "Scored":
+        if not self.any_set:
+            raise ValueError(
+                "`type: scored` needs a threshold: positive_above and negative_below, or positive_top and "
+                "negative_bottom (shares, such as 0.3)"
+            )
+        return self
+
+    def prepare(self, source: Source) -> "tuple[Scored, Any]":
+        entry, dataset = super().prepare(source)
+        scores = []
+        if self.by_share and entry.field_score in dataset.column_names:
+            scores = [score for score in dataset[entry.field_score] if _is_score(score)]
+        entry._cut = self.cut(scores)
+        return entry, dataset
+
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
+        score = number(need(row, self.field_score), self.field_score)
+        own, completion = self.completion(need(row, self.field_completion), self.field_completion)
+        prompt = self.prompt(row, own)
+        yield Example(prompt, (completion,), self._cut.label(score), self.tools(row), self.weight(row))
+
+
+def _is_score(value: Any) -> bool:
+    try:
+        number(value, "")
+    except BadRow:
+        return False
+    return True

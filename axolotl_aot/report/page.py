@@ -1,0 +1,101 @@
+"""The report's files: `report.json`, the plots, and `report.html`, which needs no other file."""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
+
+from axolotl_aot.quantiles import PERCENTILES
+from axolotl_aot.report.figures import (
+    DPI,
+    comparison_figure,
+    log_ratios_figure,
+    quantiles_figure,
+    training_figure,
+)
+from axolotl_aot.report.runs import COMPARISONS
+
+HTML = "report.html"
+NUMBERS = "report.json"
+PIXELS_PER_INCH = 80  # of a plot in the page
+
+
+class Plot(NamedTuple):
+    """A plot of the report.
+
+    title: with `{run}` for the name of the first run. wanted: whether there is anything to show.
+    """
+
+    title: str
+    wanted: Callable[[dict[str, Any]], bool]
+    draw: Callable[[dict[str, Any]], Figure]
+
+
+def _first(report: dict[str, Any]) -> str:
+    return next(iter(report["runs"]))
+
+
+# By file name.
+PLOTS = {
+    "comparison.png": Plot("Several runs side by side", lambda r: len(r["runs"]) > 1, comparison_figure),
+    "quantiles.png": Plot(
+        "Chosen against rejected answers: {run}", lambda r: True, lambda r: quantiles_figure(r, _first(r))
+    ),
+    "log_ratios.png": Plot(
+        "The policy against the reference: {run}", lambda r: True, lambda r: log_ratios_figure(r, _first(r))
+    ),
+    "training.png": Plot("The course of training: {run}", lambda r: bool(r["history"]), training_figure),
+}
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> Path:
+    """Write the report's files into `folder`; returns the page's path.
+
+    The numbers come first, so that a plot that cannot be drawn does not lose them. A plot of an earlier
+    report that this one does not have is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / NUMBERS).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", "utf-8")
+    figures = []
+    for name, plot in PLOTS.items():
+        path = folder / name
+        if not plot.wanted(report):
+            path.unlink(missing_ok=True)
+            continue
+        figure = plot.draw(report)
+        figure.savefig(path, dpi=DPI)
+        figures.append(
+            {
+                "title": plot.title.format(run=_first(report)),
+                "width": round(figure.get_figwidth() * PIXELS_PER_INCH),
+                "data": base64.b64encode(path.read_bytes()).decode(),
+            }
+        )
+    page = folder / HTML
+    page.write_text(_render(report, figures), "utf-8")
+    return page
+
+
+def _render(report: dict[str, Any], figures: list[dict[str, Any]]) -> str:
+    environment = Environment(loader=PackageLoader("axolotl_aot.report"), autoescape=True, trim_blocks=True)
+    environment.filters.update(
+        nats=_number,
+        share=_share,
+        interval=lambda ends: f"[{', '.join(map(_number, ends))}]",
+        shares=lambda ends: f"[{', '.join(map(_share, ends))}]",
+    )
+    return environment.get_template(HTML).render(
+        report=report, figures=figures, comparisons=COMPARISONS, percentiles=PERCENTILES
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}".replace(".0%", "%")

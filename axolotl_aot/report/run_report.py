@@ -1,0 +1,63 @@
+"""The report of a training run, written when the run has ended and is saved."""
+
+from pathlib import Path
+from typing import Any
+
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+
+from axolotl_aot import __version__, config
+from axolotl_aot.report.examples import examples
+from axolotl_aot.report.page import write_report
+from axolotl_aot.report.runs import ScoredRun
+from axolotl_aot.report.statistics import report
+
+LOG = get_logger(__name__)
+
+FOLDER = "dominance"  # in output_dir
+SHOWN_KEYS = (
+    "base_model",
+    "adapter",
+    "rl_beta",
+    "learning_rate",
+    "micro_batch_size",
+    "gradient_accumulation_steps",
+    "num_epochs",
+    "max_steps",
+    "seed",
+    "output_dir",
+)
+
+
+def write_run_report(cfg: DictDefault, scored: ScoredRun) -> None:
+    """Write the report of a run that has ended and is saved; says where it is, or why there is none.
+
+    axolotl has closed the process group by then: its logger must not ask which process this is, which is
+    the main one, as no other has a scored.
+    """
+    folder = Path(cfg.output_dir) / FOLDER
+    try:
+        shown = {} if scored.dataset is None else examples(scored.run, scored.dataset, scored.tokenizer)
+        numbers = report(
+            [scored.run],
+            source=scored.source,
+            settings=settings_shown(cfg),
+            history=scored.history,
+            examples={scored.run.name: shown} if shown else None,
+        )
+        page = write_report(folder, numbers)
+    except (Exception, KeyboardInterrupt) as error:
+        LOG.warning(
+            f"no dominance report ({type(error).__name__}: {error}); the model is saved, and `axolotl "
+            f"aot-report {cfg.axolotl_config_path or 'CONFIG'}` makes a report of it",
+            main_process_only=False,
+        )
+        return
+    verdict = numbers["runs"][scored.run.name]["comparisons"]["rewards"]["after"]["first_order"]["verdict"]
+    LOG.info(f"Rewards: {verdict}. Dominance report: {page}", main_process_only=False)
+
+
+def settings_shown(cfg: DictDefault) -> dict[str, Any]:
+    """What a reader of the report needs to know of the YAML."""
+    shown = {"rl": config.active_rl(cfg), **{key: cfg[key] for key in SHOWN_KEYS if cfg[key] is not None}}
+    return {**shown, **config.settings(cfg).model_dump(), "axolotl-aot": __version__}

@@ -1,0 +1,106 @@
+"""What the report's numbers say, in words."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from axolotl_aot.dominance import DOMINANCES, QuantileSteps
+from axolotl_aot.report.runs import Comparison
+
+NO_MASS = 1e-9  # a difference of levels that is rounding
+
+
+def verdict(comparison: Comparison, steps: QuantileSteps, order: str) -> dict[str, Any]:
+    """Whether dominance of an order holds, and a line that says so; equal curves do not dominate."""
+    upper, lower = comparison.upper, comparison.lower
+    failing = failing_levels(steps, order)
+    if failing:
+        return {"holds": False, "verdict": f"{upper} does not dominate {lower}: fails {_places(failing)}"}
+    if torch.equal(steps.upper, steps.lower):
+        return {"holds": False, "verdict": f"{upper} and {lower} are equal at every quantile"}
+    return {"holds": True, "verdict": f"{upper} dominates {lower} {WHERE[order]}"}
+
+
+WHERE = {"first": "at every quantile", "second": "to second order"}
+
+
+def failing_levels(steps: QuantileSteps, order: str) -> list[tuple[float, float]]:
+    """Where dominance of an order fails: intervals of levels in [0, 1], in order, that do not touch."""
+    mass, gap = steps.mass, steps.upper - steps.lower
+    ends = torch.cumsum(mass, 0)
+    starts = ends - mass
+    value_at_end = DOMINANCES[order].argument(gap, mass)
+    if order == "first":  # constant on a step
+        value_at_start = value_at_end
+    else:  # linear on a step, from where the last one ended
+        value_at_start = torch.cat([value_at_end.new_zeros(1), value_at_end[:-1]])
+    crossing = starts + mass * value_at_start / (value_at_start - value_at_end)
+    begin = torch.where(value_at_start < 0, starts, crossing)
+    end = torch.where(value_at_end < 0, ends, crossing)
+    fails = (torch.minimum(value_at_start, value_at_end) < 0) & (mass > 0)
+    merged: list[tuple[float, float]] = []
+    for low, high in zip(begin[fails].tolist(), end[fails].tolist(), strict=True):
+        if merged and low - merged[-1][1] < NO_MASS:
+            low = merged.pop()[0]
+        merged.append((low, high))
+    return merged
+
+
+def _places(failing: list[tuple[float, float]]) -> str:
+    """Levels in words, as "below the 12th percentile"; gaps of less than a percentile are not told."""
+    told: list[tuple[float, float]] = []
+    for low, high in failing:
+        if told and low - told[-1][1] < 0.01:
+            low = told.pop()[0]
+        told.append((low, high))
+    share = sum(high - low for low, high in failing)
+    if len(told) > 2:
+        amount = f"{share:.0%}" if share >= 0.01 else f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+        return f"at {amount} of the quantiles, {_place(told[0][0], told[-1][1])}"
+    if share < 1 - NO_MASS and told[0][0] < NO_MASS and told[0][1] > 1 - NO_MASS:
+        return f"at {share:.1%} of the quantiles"
+    return " and ".join(_place(low, high) for low, high in told)
+
+
+def _place(low: float, high: float) -> str:
+    if low < NO_MASS and high > 1 - NO_MASS:
+        return "at every quantile"
+    if low < NO_MASS:
+        return f"below the {_ordinal(100 * high)} percentile"
+    if high > 1 - NO_MASS:
+        return f"above the {_ordinal(100 * low)} percentile"
+    first, last = _ordinal(100 * low), _ordinal(100 * high)
+    return f"around the {first} percentile" if first == last else f"from the {first} to the {last} percentile"
+
+
+def _ordinal(percentile: float) -> str:
+    """A percentile as a word; with a decimal near the ends, where the nearest whole number is none."""
+    if not 0.95 <= percentile <= 99.05:
+        if percentile < 50:
+            return f"{percentile:.2g}th"
+        rest = max(round(100 - percentile, 9), 1e-7)  # to one digit of it
+        return f"{percentile:.{max(1, -math.floor(math.log10(rest)))}f}th"
+    number = round(percentile)
+    endings = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if 10 < number % 100 < 14 else endings.get(number % 10, 'th')}"
+
+
+def clear_sign(value: float, interval: list[float]) -> int:
+    """0 where the interval leaves the sign open."""
+    return 0 if interval[0] <= 0 <= interval[1] else int(np.sign(value))
+
+
+# By the signs of the mean change of chosen and rejected answers.
+CHANGES = {
+    (1, 1): "both became more likely",
+    (1, 0): "chosen answers became more likely, rejected ones did not clearly change",
+    (1, -1): "chosen answers became more likely, rejected ones less likely",
+    (0, 1): "chosen answers did not clearly change, rejected ones became more likely",
+    (0, 0): "neither clearly changed",
+    (0, -1): "chosen answers did not clearly change, rejected ones became less likely",
+    (-1, 1): "chosen answers became less likely, rejected ones more likely: the wrong way round",
+    (-1, 0): "chosen answers became less likely, rejected ones did not clearly change",
+    (-1, -1): "both became less likely",
+}

@@ -1,0 +1,1 @@
+"""Log-probabilities of completions under any causal language model; knows neither AOT nor axolotl."""

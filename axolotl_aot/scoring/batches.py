@@ -1,0 +1,142 @@
+"""Micro-batches: put together from rows of data, joined, and cut anew by length.
+
+A batch holds `SEQUENCES`, each of shape (sequences, length), filled up with 0 on the right; and whatever
+else, of shape (samples, ...). A sample of pairs has two sequences: all chosen ones come first, then all
+rejected ones. How many sequences a sample has is called `sides` here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+
+from axolotl_aot.scoring.layouts import Sizes
+
+SEQUENCES = ("input_ids", "attention_mask", "completion_mask")
+WEIGHT = "weight"  # the samples' masses in their distributions
+EXTRAS = ("label", WEIGHT)  # columns of the data that go with the samples, where there are any
+REFERENCE = "reference"  # log-probabilities under the reference, shape (samples, sides), where known
+
+Batch = dict[str, Tensor]
+Lookup = Callable[[list[int], list[int]], float]  # a prompt's and a completion's tokens to nats
+
+
+class Collator:
+    """Rows of data to a batch.
+
+    completions: the columns that hold a sample's completions, one for each side. reference: gives the
+    log-probability of a completion under the reference, where it was computed before.
+    """
+
+    def __init__(self, completions: Sequence[str], reference: Lookup | None = None):
+        self.completions = completions
+        self.reference = reference
+
+    def __call__(self, rows: list[Mapping[str, Any]]) -> Batch:
+        pairs = [(row["prompt_ids"], row[column]) for column in self.completions for row in rows]
+        batch = {
+            "input_ids": _filled([[*p, *c] for p, c in pairs]),
+            "attention_mask": _filled([[1] * (len(p) + len(c)) for p, c in pairs]),
+            "completion_mask": _filled([[0] * len(p) + [1] * len(c) for p, c in pairs]),
+        }
+        for name in EXTRAS:
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
+        if self.reference is not None:
+            logprobs = torch.tensor([self.reference(p, c) for p, c in pairs])
+            batch[REFERENCE] = logprobs.view(len(self.completions), len(rows)).T
+        return batch
+
+
+def _filled(sequences: list[list[int]]) -> Tensor:
+    return pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)
+
+
+def sizes(batch: Batch, sides: int) -> list[list[int]]:
+    """Tokens of each sample's sequences."""
+    return batch["attention_mask"].sum(dim=1).view(sides, -1).T.tolist()
+
+
+def join(batches: list[Batch], sides: int) -> Batch:
+    """One batch of all samples, in order."""
+    length = max(batch["input_ids"].shape[1] for batch in batches)
+
+    def lengthened(value: Tensor) -> Tensor:
+        return pad(value, (0, length - value.shape[1])).view(sides, -1, length)
+
+    joined = {}
+    for name in batches[0]:
+        parts = [batch[name] for batch in batches]
+        if name in SEQUENCES:
+            joined[name] = torch.cat([lengthened(part) for part in parts], dim=1).flatten(0, 1)
+        else:
+            joined[name] = torch.cat(parts)
+    return joined
+
+
+def select(batch: Batch, samples: list[int], sides: int) -> Batch:
+    """A batch of some of the samples, in this order, no longer than the longest of them."""
+    index = torch.tensor(samples, device=batch["input_ids"].device)
+    chosen = {
+        name: value.view(sides, -1, value.shape[1])[:, index].flatten(0, 1)
+        if name in SEQUENCES
+        else value[index]
+        for name, value in batch.items()
+    }
+    length = int(chosen["attention_mask"].sum(dim=1).max())
+    return {name: value[:, :length] if name in SEQUENCES else value for name, value in chosen.items()}
+
+
+def split(samples: list[int], sides: int) -> list[list[int]]:
+    """The numbers of the sequences in a joined batch that belong to each of its parts.
+
+    samples: how many each part has.
+    """
+    total = sum(samples)
+    starts = [sum(samples[:i]) for i in range(len(samples))]
+    return [
+        [side * total + i for side in range(sides) for i in range(start, start + count)]
+        for start, count in zip(starts, samples, strict=True)
+    ]
+
+
+# --- How to cut ------------------------------------------------------------------------------
+
+
+def cut(sample_sizes: Sizes, tokens: Callable[[Sizes], int], limit: int) -> list[list[int]]:
+    """The samples in as few micro-batches as it takes with at most `limit` tokens each, the longest first.
+
+    A sample that alone exceeds the limit makes a micro-batch of its own. Returns the samples' numbers.
+    """
+    order = sorted(range(len(sample_sizes)), key=lambda i: tokens([sample_sizes[i]]), reverse=True)
+    groups: list[list[int]] = []
+    for sample in order:
+        if groups and tokens([sample_sizes[i] for i in (*groups[-1], sample)]) <= limit:
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return groups
+
+
+def cut_evenly(sample_sizes: Sizes, tokens: Callable[[Sizes], int], count: int) -> list[list[int]]:
+    """The samples in exactly `count` micro-batches, the largest of which is as small as can be.
+
+    count: at most the number of samples. Returns the samples' numbers, the longest samples first.
+    """
+    low, high = 0, tokens(sample_sizes)  # one micro-batch of all is within `high`
+    while low < high:
+        middle = (low + high) // 2
+        if len(cut(sample_sizes, tokens, middle)) <= count:
+            high = middle
+        else:
+            low = middle + 1
+    groups = cut(sample_sizes, tokens, high)
+    while len(groups) < count:
+        cost = [tokens([sample_sizes[i] for i in group]) if len(group) > 1 else 0 for group in groups]
+        largest = cost.index(max(cost))
+        group = groups[largest]
+        groups[largest : largest + 1] = [group[: len(group) // 2], group[len(group) // 2 :]]
+    return groups

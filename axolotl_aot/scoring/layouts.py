@@ -1,0 +1,104 @@
+"""Layouts: how a batch's sequences lie in the rows that the model gets, and how many tokens that takes."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Sizes = Sequence[Sequence[int]]  # tokens of each sample's sequences
+
+
+class Layout(NamedTuple):
+    """A batch as the model gets it, and where in it, flattened, stands what precedes each target."""
+
+    inputs: dict[str, Any]
+    positions: Tensor  # (tokens,)
+    targets: Tensor  # (tokens,)
+    lengths: list[int]  # completion tokens of each sequence
+
+
+def padded(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Layout:
+    """One row a sequence."""
+    counted = completion_mask[:, 1:]  # nothing stands before a first token
+    row, position = counted.nonzero(as_tuple=True)
+    return Layout(
+        {"input_ids": input_ids, "attention_mask": attention_mask},
+        positions=row * input_ids.shape[1] + position,
+        targets=input_ids[row, position + 1],
+        lengths=counted.sum(dim=1).tolist(),
+    )
+
+
+def packed(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Layout:
+    """All sequences in one row without padding, told apart by positions that begin again at 0."""
+    return _rows(input_ids, attention_mask, completion_mask, width=int(attention_mask.sum()))
+
+
+def binned(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Layout:
+    """Rows as long as the longest sequence, with shorter ones together in a row wherever they fit.
+
+    For attention that looks at all pairs of a row's tokens, which one long row would make expensive.
+    """
+    return _rows(input_ids, attention_mask, completion_mask, width=int(attention_mask.sum(dim=1).max()))
+
+
+def _rows(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, width: int) -> Layout:
+    """Sequences in rows of this width. What is left of a row goes on with its last sequence's positions,
+    which come after all that counts.
+
+    There must be no attention mask: with one, transformers does not tell the sequences apart.
+    """
+    bins = first_fit(attention_mask.sum(dim=1).tolist(), width)
+    row = torch.tensor([row for row, _ in bins], device=input_ids.device)
+    start = torch.tensor([start for _, start in bins], device=input_ids.device)
+    count = 1 + int(row.max())
+    real = attention_mask.bool()
+    place = (row * width + start)[:, None] + attention_mask.cumsum(dim=1) - 1
+    ids = input_ids.new_zeros(count * width).index_put((place[real],), input_ids[real])
+    # of each place in a row, where the last sequence up to there has begun
+    begun = start.new_zeros(count, width).index_put((row, start), start).cummax(dim=1).values
+    counted = completion_mask.bool() & real
+    counted[:, 0] = False  # nothing stands before a first token
+    return Layout(
+        {
+            "input_ids": ids.view(count, width),
+            "position_ids": torch.arange(width, device=input_ids.device) - begun,
+        },
+        positions=place[counted] - 1,
+        targets=input_ids[counted],
+        lengths=counted.sum(dim=1).tolist(),
+    )
+
+
+def first_fit(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
+    """Row and start of each sequence: the longest first, each in the first row that has room for it."""
+    taken: list[int] = []
+    places = [(0, 0)] * len(lengths)
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, used in enumerate(taken) if used + lengths[i] <= width), len(taken))
+        if row == len(taken):
+            taken.append(0)
+        places[i] = (row, taken[row])
+        taken[row] += lengths[i]
+    return places
+
+
+# --- What a layout takes ---------------------------------------------------------------------
+
+
+def padded_tokens(sample_sizes: Sizes) -> int:
+    """What a micro-batch of these samples takes, one row a sequence, padding included."""
+    return sum(map(len, sample_sizes)) * max(map(max, sample_sizes))
+
+
+def packed_tokens(sample_sizes: Sizes) -> int:
+    """What a micro-batch of these samples takes without padding."""
+    return sum(map(sum, sample_sizes))
+
+
+def binned_tokens(sample_sizes: Sizes) -> int:
+    """What a micro-batch of these samples takes in rows of the longest sequence's length."""
+    lengths = [length for sample in sample_sizes for length in sample]
+    width = max(lengths)
+    return width * (1 + max(row for row, _ in first_fit(lengths, width)))

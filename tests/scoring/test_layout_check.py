@@ -9,7 +9,7 @@ from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.forward import attach, completion_logprobs
 from axolotl_aot.scoring.layout_check import ONE_ROW, PADDED, PADDING_FREE, find_way, make_probe
 from tests.architectures import make
-from tests.test_logprobs import batch
+from tests.scoring.test_forward import batch
 
 BINNED = PADDING_FREE["sdpa"]
 

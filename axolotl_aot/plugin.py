@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from axolotl_aot import config, dataset_hook
 
 if TYPE_CHECKING:
-    from axolotl_aot.training.run_setup import AOTSetup
+    from axolotl_aot.training.report_callback import ReportCallback
 
 
 class AOTPlugin(BasePlugin):
@@ -26,7 +26,7 @@ class AOTPlugin(BasePlugin):
         super().__init__()
         self._active = False
         self._last_loaded: PreTrainedModel | None = None
-        self._setup: AOTSetup | None = None
+        self._report: ReportCallback | None = None
         self._trained = False
 
     def register(self, cfg: dict[str, Any]) -> None:
@@ -43,7 +43,7 @@ class AOTPlugin(BasePlugin):
         """What axolotl's RL builder does not set from the YAML."""
         if not config.active_rl(cfg):
             return None
-        from axolotl_aot.training.training_args import training_args
+        from axolotl_aot.training.run_setup import training_args
 
         return training_args(cfg)
 
@@ -60,8 +60,7 @@ class AOTPlugin(BasePlugin):
         from axolotl_aot.training.run_setup import AOTSetup
 
         last_loaded, self._last_loaded = self._last_loaded, None
-        self._trained = False
-        self._setup = setup = AOTSetup(
+        setup = AOTSetup(
             config.settings(cfg),
             reference=last_loaded if last_loaded is not model else None,
             output_dir=cfg.output_dir,
@@ -78,12 +77,17 @@ class AOTPlugin(BasePlugin):
         return Path(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH) / "aot_references"
 
     def add_callbacks_post_trainer(self, cfg: DictDefault, trainer: Trainer) -> list[TrainerCallback]:
-        """Callbacks that axolotl's RL builder does not make from the YAML."""
+        """Callbacks that axolotl's RL builder does not make from the YAML, and the report's."""
+        self._trained, self._report = False, None
         if not config.active_rl(cfg):
             return []
-        from axolotl_aot.training.training_args import callbacks
+        from axolotl_aot.training.report_callback import ReportCallback
+        from axolotl_aot.training.run_setup import callbacks
 
-        return callbacks(cfg)
+        if not config.settings(cfg).aot_report:
+            return callbacks(cfg)
+        self._report = ReportCallback(trainer)
+        return [self._report, *callbacks(cfg)]
 
     def post_train(self, cfg: DictDefault, model: PreTrainedModel) -> None:
         """When axolotl has saved what was trained: mend it where FSDP2 was at work, and write the report.
@@ -99,10 +103,10 @@ class AOTPlugin(BasePlugin):
         if not self._trained:
             self._trained = True
             return
-        setup, self._setup = self._setup, None
-        if setup is not None and setup.record is not None:
+        report, self._report = self._report, None
+        if report is not None and report.scored_run is not None:
             from axolotl_aot.report.run_report import write_run_report
             from axolotl_aot.training.interrupt import interruptible
 
             with interruptible():
-                write_run_report(cfg, setup.record)
+                write_run_report(cfg, report.scored_run)

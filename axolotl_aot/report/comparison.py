@@ -28,9 +28,9 @@ from axolotl_aot.report.page import write_report
 from axolotl_aot.report.runs import Answers, Run
 from axolotl_aot.report.statistics import report
 from axolotl_aot.scoring.batches import WEIGHT
-from axolotl_aot.scoring.models import load_adapter
+from axolotl_aot.scoring.models import load_adapter, load_whole_model
 from axolotl_aot.scoring.reference_cache import Sequence, digest, sequences_of
-from axolotl_aot.scoring.scorer import Precision, score
+from axolotl_aot.scoring.scorer import Precision, score_sequences
 
 LOG = get_logger(__name__)
 
@@ -226,25 +226,24 @@ def _score_all(
     """Log-probabilities under the base model and under each trained one; one pass each."""
     precision = Precision(torch.bfloat16 if cfg.bf16 else torch.float16 if cfg.fp16 else None)
     common = {
-        "batch_size": cfg.eval_batch_size or cfg.micro_batch_size,
+        "sequences_at_once": cfg.eval_batch_size or cfg.micro_batch_size,
         "precision": precision,
         "padding_free": config.settings(cfg).aot_padding_free,
     }
-    scores = {REFERENCE: score(model, sequences, description=f"Scoring {REFERENCE}", **common)}
+    scores = {REFERENCE: score_sequences(model, sequences, description=f"Scoring {REFERENCE}", **common)}
     adapters = {name: folder for name, folder in folders.items() if _kind(folder) == "adapter"}
     _require_no_biases(adapters, len(folders))
     for name, folder in folders.items():  # first, as an adapter changes the layers of the base model
         if name not in adapters:
-            scores[name] = score(
-                _whole_model(model, folder), sequences, description=f"Scoring {name}", **common
-            )
+            whole = load_whole_model(model, str(folder)).to(model.device)
+            scores[name] = score_sequences(whole, sequences, description=f"Scoring {name}", **common)
     policy: PreTrainedModel | PeftModel = model
     for number, (name, folder) in enumerate(adapters.items()):
         _warn_of_another_base(name, folder, cfg.base_model)
         policy = load_adapter(policy, str(folder), f"number_{number}")  # PEFT refuses some names
         if number:
             policy.delete_adapter(f"number_{number - 1}")
-        scores[name] = score(policy, sequences, description=f"Scoring {name}", **common)
+        scores[name] = score_sequences(policy, sequences, description=f"Scoring {name}", **common)
     return {name: scores[name] for name in (REFERENCE, *folders)}
 
 
@@ -256,12 +255,6 @@ def _require_no_biases(adapters: dict[str, Path], models: int) -> None:
                 f"{name} ({folder}) was trained with bias: {bias}, which changes the base model that the "
                 "others are scored on; make a report of it alone"
             )
-
-
-def _whole_model(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    attention = base.config._attn_implementation  # where transformers keeps what it was told
-    model = type(base).from_pretrained(str(folder), dtype=base.dtype, attn_implementation=attention)
-    return model.to(base.device)
 
 
 def _warn_of_another_base(name: str, folder: Path, base: str) -> None:

@@ -2,7 +2,7 @@
 
 A batch holds `SEQUENCES`, each of shape (sequences, length), filled up with 0 on the right; and whatever
 else, of shape (samples, ...). A sample of pairs has two sequences: all chosen ones come first, then all
-rejected ones. How many sequences a sample has is called `sides` here.
+rejected ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +17,9 @@ from axolotl_aot.scoring.layouts import Sizes
 
 SEQUENCES = ("input_ids", "attention_mask", "completion_mask")
 WEIGHT = "weight"  # the samples' masses in their distributions
-EXTRAS = ("label", WEIGHT)  # columns of the data that go with the samples, where there are any
-REFERENCE = "reference"  # log-probabilities under the reference, shape (samples, sides), where known
+LABEL = "label"  # whether an answer is a chosen one; pairs have no such column
+EXTRAS = (LABEL, WEIGHT)  # columns of the data that go with the samples, where there are any
+REFERENCE = "reference"  # log-probabilities under the reference, (samples, sequences per sample)
 
 Batch = dict[str, Tensor]
 Lookup = Callable[[list[int], list[int]], float]  # a prompt's and a completion's tokens to nats
@@ -27,8 +28,8 @@ Lookup = Callable[[list[int], list[int]], float]  # a prompt's and a completion'
 class Collator:
     """Rows of data to a batch.
 
-    completions: the columns that hold a sample's completions, one for each side. reference: gives the
-    log-probability of a completion under the reference, where it was computed before.
+    completions: the columns that hold a sample's completions. reference: gives the log-probability of a
+    completion under the reference, where that was computed before.
     """
 
     def __init__(self, completions: Sequence[str], reference: Lookup | None = None):
@@ -55,17 +56,17 @@ def _filled(sequences: list[list[int]]) -> Tensor:
     return pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)
 
 
-def sizes(batch: Batch, sides: int) -> list[list[int]]:
+def sizes(batch: Batch, sequences_per_sample: int) -> list[list[int]]:
     """Tokens of each sample's sequences."""
-    return batch["attention_mask"].sum(dim=1).view(sides, -1).T.tolist()
+    return batch["attention_mask"].sum(dim=1).view(sequences_per_sample, -1).T.tolist()
 
 
-def join(batches: list[Batch], sides: int) -> Batch:
+def join(batches: list[Batch], sequences_per_sample: int) -> Batch:
     """One batch of all samples, in order."""
     length = max(batch["input_ids"].shape[1] for batch in batches)
 
     def lengthened(value: Tensor) -> Tensor:
-        return pad(value, (0, length - value.shape[1])).view(sides, -1, length)
+        return pad(value, (0, length - value.shape[1])).view(sequences_per_sample, -1, length)
 
     joined = {}
     for name in batches[0]:
@@ -77,11 +78,11 @@ def join(batches: list[Batch], sides: int) -> Batch:
     return joined
 
 
-def select(batch: Batch, samples: list[int], sides: int) -> Batch:
+def select(batch: Batch, samples: list[int], sequences_per_sample: int) -> Batch:
     """A batch of some of the samples, in this order, no longer than the longest of them."""
     index = torch.tensor(samples, device=batch["input_ids"].device)
     chosen = {
-        name: value.view(sides, -1, value.shape[1])[:, index].flatten(0, 1)
+        name: value.view(sequences_per_sample, -1, value.shape[1])[:, index].flatten(0, 1)
         if name in SEQUENCES
         else value[index]
         for name, value in batch.items()
@@ -90,7 +91,7 @@ def select(batch: Batch, samples: list[int], sides: int) -> Batch:
     return {name: value[:, :length] if name in SEQUENCES else value for name, value in chosen.items()}
 
 
-def split(samples: list[int], sides: int) -> list[list[int]]:
+def split(samples: list[int], sequences_per_sample: int) -> list[list[int]]:
     """The numbers of the sequences in a joined batch that belong to each of its parts.
 
     samples: how many each part has.
@@ -98,7 +99,11 @@ def split(samples: list[int], sides: int) -> list[list[int]]:
     total = sum(samples)
     starts = [sum(samples[:i]) for i in range(len(samples))]
     return [
-        [side * total + i for side in range(sides) for i in range(start, start + count)]
+        [
+            position * total + i
+            for position in range(sequences_per_sample)
+            for i in range(start, start + count)
+        ]
         for start, count in zip(starts, samples, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of completions under a causal language model, without its logits.
+"""Log-probabilities of completions, computed inside a causal language model's own forward pass.
 
 `attach` teaches a model of transformers to answer, in its own forward pass, with the log-probabilities of
 chosen tokens in place of the logits of all. Because that happens inside the model, whatever is wrapped
@@ -7,28 +7,34 @@ and gradients reduced as always.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from axolotl_aot.scoring.head import TokenScores, known_scores, token_scores
+from axolotl_aot.scoring.head import TokenScores, cached_token_scores, token_scores
 from axolotl_aot.scoring.layouts import Layout, padded
 
 
-class Exact:
-    """Scores without a graph, in a box: accelerate and FSDP2 cast a model's output, but not this."""
+class UncastScores:
+    """Scores in the precision they were computed in, without a graph.
+
+    accelerate and FSDP2 cast every tensor that a model returns to half precision. They do not look into
+    this object.
+    """
 
     def __init__(self, scores: TokenScores):
         self.scores = scores._replace(logprobs=scores.logprobs.detach())
 
     def differentiable_by(self, cast: Tensor) -> TokenScores:
-        """The scores, with the graph of what an engine has made of the log-probabilities."""
+        """The exact scores, with the graph of the log-probabilities that an engine may have cast."""
         exact = self.scores.logprobs
         if cast.dtype != exact.dtype:
             cast = cast.to(exact.dtype)
@@ -38,12 +44,14 @@ class Exact:
 
 @dataclass
 class ScoredOutput(ModelOutput):
-    """What a model with `attach` answers: log-probabilities, the same and their derivatives in a box, and the
-    router's loss of a mixture of experts.
+    """What a model with `attach` returns.
+
+    logprobs: of each completion token, for the gradient to pass through. uncast: the same values exactly,
+    and what was saved for the backward pass. aux_loss: the router's loss of a mixture of experts.
     """
 
     logprobs: Tensor | None = None
-    exact: Exact | None = None
+    uncast: UncastScores | None = None
     aux_loss: Tensor | None = None
 
 
@@ -65,9 +73,9 @@ def completion_logprobs(
     completion_mask: Tensor,
     *,
     layout: Callable[[Tensor, Tensor, Tensor], Layout] = padded,
-    known: TokenScores | None = None,
-    keep: bool = False,
-    plain: bool = False,
+    cached_scores: TokenScores | None = None,
+    save_grad: bool = False,
+    full_logits: bool = False,
     **model_kwargs: Any,
 ) -> CompletionScores:
     """Summed log-probability of each sequence's completion tokens, given what precedes them.
@@ -82,9 +90,10 @@ def completion_logprobs(
         completion_mask: shape (sequences, length), 1 on the completion's tokens. A first token has nothing
             before it and is not counted.
         layout: `padded`; or `packed` or `binned`, for attention that keeps a row's sequences apart.
-        known: the tokens' scores, found with `keep` under the same weights; the head is then passed by.
-        keep: without gradients, find what `known` needs as well.
-        plain: all logits at once, the long way.
+        cached_scores: the tokens' scores, found with `save_grad` under the same weights; the head is then
+            not run again.
+        save_grad: under `no_grad`, find what `cached_scores` needs as well.
+        full_logits: compute all logits at once, as the naive reference does.
         model_kwargs: handed to the model as they are.
     """
     inputs, positions, targets, lengths = layout(input_ids, attention_mask, completion_mask)
@@ -92,9 +101,9 @@ def completion_logprobs(
         **inputs,
         **model_kwargs,
         use_cache=False,
-        scoring=Request(positions, targets, known, keep, plain),
+        scoring=Request(positions, targets, cached_scores, save_grad, full_logits),
     )
-    tokens = outputs.exact.differentiable_by(outputs.logprobs)
+    tokens = outputs.uncast.differentiable_by(outputs.logprobs)
     sums = torch.stack([part.sum() for part in tokens.logprobs.split(lengths)])
     return CompletionScores(sums, tokens, lengths, outputs.aux_loss)
 
@@ -104,80 +113,86 @@ class Request(NamedTuple):
 
     positions: Tensor
     targets: Tensor
-    known: TokenScores | None
-    keep: bool
-    plain: bool
+    cached_scores: TokenScores | None
+    save_grad: bool
+    full_logits: bool
 
 
 def attach(model: PreTrainedModel) -> None:
-    """Let the model's forward pass take `scoring`, a `Request`, and answer with a `ScoredOutput`.
+    """Let the model's forward pass take `scoring`, a `Request`, and return a `ScoredOutput`.
 
-    Without it the forward pass is what it was.
+    Without that argument the forward pass is what it was. A second call does nothing.
     """
-    scorer = _Scorer(model)
+    if inspect.unwrap(model.forward) in _SCORING_FORWARDS:
+        return
+    scorer = _ScoringForward(model)
 
-    # a function, and not a bound method, whose function accelerate would bind to the model; torch.compile
-    # cannot follow a forward pass within a forward pass
-    @torch.compiler.disable
+    # This must be a plain function: accelerate takes a bound method's function and binds it to the model.
     def forward(*args: Any, scoring: Request | None = None, **kwargs: Any) -> Any:
         if scoring is None:
             return scorer.original(*args, **kwargs)
         return scorer.score(scoring, *args, **kwargs)
 
-    model.forward = forward
+    _SCORING_FORWARDS.add(forward)
+    # torch.compile cannot trace a forward pass that runs within a forward pass
+    model.forward = torch.compiler.disable(forward)
 
 
-class _Scorer:
-    """A causal language model's forward pass around one change: what its head is asked for."""
+# What `attach` has put in place; models come and go, and this must not keep them alive.
+_SCORING_FORWARDS: WeakSet[Callable] = WeakSet()
+
+
+class _ScoringForward:
+    """A causal language model's forward pass with one change: what its head is asked for."""
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.original = model.forward
 
     def score(self, scoring: Request, *args: Any, **kwargs: Any) -> ScoredOutput:
-        if scoring.plain:
-            return self._plain(scoring, *args, **kwargs)
+        if scoring.full_logits:
+            return self._score_full_logits(scoring, *args, **kwargs)
         head = self.model.get_output_embeddings()
         gradients: list[Tensor | None] = []
         returned: list[Tensor] = []
 
-        def instead(hidden: Tensor) -> Tensor:
-            """In the head's place, within its hooks, in a shape that logits have."""
+        def score_instead(hidden: Tensor) -> Tensor:
+            """Runs in the head's place, within its hooks; returns a shape that logits could have."""
             scores = self._score(hidden.flatten(0, -2)[scoring.positions], scoring, forward)
             gradients.append(scores.gradient)
             return scores.logprobs[None, :, None]
 
-        # an engine expects gradients to come through what its own hooks have made of the result
+        # FSDP2 and DeepSpeed wrap a module's result in hooks, and expect gradients to pass through those
         hook = head.register_forward_hook(lambda module, args, result: returned.append(result))
         try:
-            with _replaced_forward(head, instead) as forward:
+            with _replaced_forward(head, score_instead) as forward:
                 outputs = self.original(*args, **kwargs)
         finally:
             hook.remove()
         scores = TokenScores(returned[0][0, :, 0], *gradients)
-        return ScoredOutput(scores.logprobs, Exact(scores), outputs.get("aux_loss"))
+        return ScoredOutput(scores.logprobs, UncastScores(scores), outputs.get("aux_loss"))
 
-    def _plain(self, scoring: Request, *args: Any, **kwargs: Any) -> ScoredOutput:
+    def _score_full_logits(self, scoring: Request, *args: Any, **kwargs: Any) -> ScoredOutput:
         outputs = self.original(*args, **kwargs)
         logits = outputs.logits.flatten(0, -2)[scoring.positions]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logprobs = -nn.functional.cross_entropy(logits, scoring.targets, reduction="none")
-        return ScoredOutput(logprobs, Exact(TokenScores(logprobs, None)), outputs.get("aux_loss"))
+        return ScoredOutput(logprobs, UncastScores(TokenScores(logprobs, None)), outputs.get("aux_loss"))
 
     def _score(self, hidden: Tensor, scoring: Request, head_forward: Callable) -> TokenScores:
-        if scoring.known is not None:
-            return known_scores(hidden, scoring.known)
+        if scoring.cached_scores is not None:
+            return cached_token_scores(hidden, scoring.cached_scores)
         return token_scores(
             hidden,
             scoring.targets,
             functools.partial(self._logits, head_forward),
             vocabulary=self.model.config.get_text_config().vocab_size,
-            trained=any(p.requires_grad for p in self._after_the_body()),
-            keep=scoring.keep,
+            head_requires_grad=any(p.requires_grad for p in self._after_the_body()),
+            save_grad=scoring.save_grad,
         )
 
     def _after_the_body(self) -> Iterator[nn.Parameter]:
-        """Parameters that stand between the last hidden states and the logits; a tied head is one of them."""
+        """The parameters between the last hidden states and the logits, a tied head's among them."""
         yield from self.model.get_output_embeddings().parameters()
         for child in self.model.children():
             if child is not self.model.base_model:
@@ -191,8 +206,8 @@ class _Scorer:
         """
         body, head = self.model.base_model, self.model.get_output_embeddings()
         with (
-            _replaced_module(self.model, body, _Gives(hidden[None])),
-            _replaced_module(self.model, head, _Calls(head_forward)),
+            _replaced_module(self.model, body, _StubBody(hidden[None])),
+            _replaced_module(self.model, head, _StubHead(head_forward)),
         ):
             outputs = self.original(inputs_embeds=hidden[None], use_cache=False)
         return outputs.logits.squeeze(0)  # not [0], whose backward pass would fill another such tensor
@@ -210,8 +225,8 @@ class _Hidden(ModelOutput):
         return None
 
 
-class _Gives(nn.Module):
-    """Stands in for a model's body."""
+class _StubBody(nn.Module):
+    """Stands in for a model's body, and returns hidden states that were computed before."""
 
     def __init__(self, hidden: Tensor):
         super().__init__()
@@ -221,8 +236,8 @@ class _Gives(nn.Module):
         return _Hidden(self.hidden)
 
 
-class _Calls(nn.Module):
-    """Stands in for a module, without its hooks."""
+class _StubHead(nn.Module):
+    """Stands in for a model's head: its forward pass without its hooks."""
 
     def __init__(self, function: Callable):
         super().__init__()

@@ -44,7 +44,13 @@ class TokenScores(NamedTuple):
 
 
 def token_scores(
-    hidden: Tensor, targets: Tensor, head: Head, *, vocabulary: int, trained: bool, keep: bool = False
+    hidden: Tensor,
+    targets: Tensor,
+    head: Head,
+    *,
+    vocabulary: int,
+    head_requires_grad: bool,
+    save_grad: bool = False,
 ) -> TokenScores:
     """Log-probabilities of tokens, differentiable in what the hidden states and the head come from.
 
@@ -56,28 +62,28 @@ def token_scores(
         targets: the token that follows each of them, shape (tokens,).
         head: gives the logits; a token's must depend on its own hidden state alone.
         vocabulary: number of logits of a token, which decides how many tokens make a chunk.
-        trained: whether gradients are wanted in the head itself.
-        keep: without gradients, find the derivative nevertheless, for `known_scores` later; a trained
-            head has none.
+        head_requires_grad: whether the head itself is trained.
+        save_grad: under `no_grad`, find the derivative nevertheless, for `cached_token_scores` later. A
+            head that requires gradients has none to save.
     """
     limit = LOGITS_BYTES.get(hidden.device.type, LOGITS_BYTES["cuda"])
     size = max(1, limit // (4 * vocabulary))
     chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
     differentiable = torch.is_grad_enabled()
-    if not trained and (keep or differentiable):
+    if not head_requires_grad and (save_grad or differentiable):
         logprobs, gradients = zip(*(_with_gradient(h.detach(), t, head) for h, t in chunks), strict=True)
         scores = TokenScores(torch.cat(logprobs), torch.cat(gradients))
-        return known_scores(hidden, scores) if differentiable else scores
+        return cached_token_scores(hidden, scores) if differentiable else scores
     each = _recomputed if differentiable else _logprobs
     return TokenScores(torch.cat([each(h, t, head) for h, t in chunks]), None)
 
 
-def known_scores(hidden: Tensor, known: TokenScores) -> TokenScores:
+def cached_token_scores(hidden: Tensor, cached: TokenScores) -> TokenScores:
     """Scores whose derivative is known, differentiable in what the hidden states come from."""
-    return known._replace(logprobs=_Known.apply(hidden, *known))
+    return cached._replace(logprobs=_SavedGrad.apply(hidden, *cached))
 
 
-class _Known(torch.autograd.Function):
+class _SavedGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, logprobs: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
@@ -91,7 +97,7 @@ class _Known(torch.autograd.Function):
 
 
 def _logprobs(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-    return _table(head(hidden)).gather(1, targets[:, None])[:, 0]
+    return _log_softmax(head(hidden)).gather(1, targets[:, None])[:, 0]
 
 
 def _recomputed(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
@@ -110,7 +116,7 @@ def _recomputed(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
 def _with_gradient(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         logits = head(hidden.requires_grad_())
-    table = _table(logits.detach())
+    table = _log_softmax(logits.detach())
     logprobs = table.gather(1, targets[:, None])[:, 0]
     # d log p(target) / d logits is onehot(target) - p; here the negative, in the table's own memory
     by_logits = table.exp_().scatter_add_(1, targets[:, None], -torch.ones_like(table[:, :1]))
@@ -118,5 +124,5 @@ def _with_gradient(hidden: Tensor, targets: Tensor, head: Head) -> tuple[Tensor,
     return logprobs, gradient.neg_()
 
 
-def _table(logits: Tensor) -> Tensor:
+def _log_softmax(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))

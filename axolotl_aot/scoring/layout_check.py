@@ -1,8 +1,9 @@
-"""In which way a model's completions are scored: with or without padding, with or without all logits.
+"""Which strategy of scoring is right for a model: with or without padding, with or without all logits.
 
-The short ways rest on how a model's forward pass is built and on what its attention makes of positions
-that begin again. Where they do not hold the result would be wrong without a word; so each is compared, on
-a few tokens and before it is used, with the long way: every sequence alone, and all its logits.
+The fast strategies rest on assumptions about a model's forward pass, and about what its attention makes of
+positions that begin again within a row. Where an assumption does not hold the log-probabilities would be
+wrong, and nothing would show it. So before a strategy is used it is compared, on a few short sequences,
+with the naive reference: each sequence alone, and all its logits.
 """
 
 import logging
@@ -32,32 +33,35 @@ PROBE_TOKENS = (48, 27, 21)  # of the sequences that are tried; the last two fil
 KEY = "aot_padding_free"
 
 
-class Way(NamedTuple):
-    """layout: of a batch. tokens: what samples take in it. plain: all logits at once."""
+class ScoringStrategy(NamedTuple):
+    """How a batch is scored.
+
+    layout: how its sequences lie in rows. tokens: how many tokens samples take in that layout. full_logits:
+    whether all logits are computed at once.
+    """
 
     layout: Callable[[Tensor, Tensor, Tensor], Layout]
     tokens: Callable[[Sizes], int]
-    plain: bool = False
+    full_logits: bool = False
 
 
-PADDED = Way(padded, padded_tokens)
-ONE_ROW = Way(packed, packed_tokens)
-# Attention that can keep the sequences of a row apart, by transformers' names, and how it does so best:
-# a row's cost is linear in its length, or, with SDPA's mask over all pairs of tokens, quadratic.
+PADDED = ScoringStrategy(padded, padded_tokens)
+ONE_ROW = ScoringStrategy(packed, packed_tokens)
+# Attention that can keep the sequences of a row apart, by transformers' names, and the layout that suits it:
+# the cost of a row is linear in its length or, with SDPA's mask over all pairs of tokens, quadratic.
 PADDING_FREE = {
     "flash_attention_2": ONE_ROW,
     "flash_attention_3": ONE_ROW,
     "kernels-community/flash-attn2": ONE_ROW,
     "kernels-community/flash-attn3": ONE_ROW,
     "flex_attention": ONE_ROW,
-    "sdpa": Way(binned, binned_tokens),
+    "sdpa": ScoringStrategy(binned, binned_tokens),
 }
 
+Score = Callable[[Batch, ScoringStrategy], CompletionScores]
 
-Score = Callable[[Batch, Way], CompletionScores]
 
-
-def find_way(
+def select_strategy(
     score: Score,
     probe: Batch,
     *,
@@ -66,17 +70,18 @@ def find_way(
     needs_one_row: bool,
     epsilon: float,
     model: str,
-) -> Way:
-    """The shortest way that gives the long way's log-probabilities.
+) -> ScoringStrategy:
+    """The fastest strategy that gives the naive reference's log-probabilities.
 
     Args:
-        score: scores a batch in a way, without gradients.
+        score: scores a batch by a strategy, without gradients.
         probe: what to try it on, see `make_probe`; the same on all processes, which must come to the same
             conclusion.
         attention: transformers' name of the model's attention.
-        needs_one_row: the model counts all tokens of a row, as the router's loss of a mixture of experts.
-        epsilon: of the floating-point type that the model computes in.
         padding_free: `aot_padding_free`; None leaves it to what the attention can.
+        needs_one_row: the model's loss counts all tokens of a row, as the router's loss of a mixture of
+            experts does.
+        epsilon: of the floating-point type that the model computes in.
         model: a name, for messages.
 
     Raises:
@@ -88,41 +93,46 @@ def find_way(
             f"`{KEY}: true` with `attn_implementation: {attention}`: it cannot keep the sequences of one row "
             f"apart; use one of {', '.join(PADDING_FREE)}, or remove {KEY}"
         )
-    alone = [select(probe, [i], 1) for i in range(len(PROBE_TOKENS))]
-    long_way = PADDED._replace(plain=True)
-    expected = torch.cat([score(one, long_way).tokens.logprobs for one in alone])
-    tolerance = max(1e-5, 2 * epsilon) * (1 + float(expected.abs().mean()))  # what rounding explains, in nats
-
-    def fault_of(way: Way) -> str | None:
-        try:
-            found = score(probe, way).tokens.logprobs
-        except Exception as error:  # whatever an architecture does that its kind does not
-            return f"{type(error).__name__}: {error}"
-        off = float((found - expected).abs().mean())
-        return None if off <= tolerance else f"log-probabilities are off by {off:.2g} nats a token"
-
+    fault_of = _comparison(score, probe, epsilon)
     fault = fault_of(PADDED)
-    plain = fault is not None
-    if plain:
+    full_logits = fault is not None
+    if full_logits:
         LOG.warning(
             "%s: all logits are computed and kept, which takes more time and memory, because the way without "
             "them does not fit this model (%s)",
             model,
             fault,
         )
-    way = PADDED._replace(plain=plain)
     if padding_free is False or short is None:
-        return way
+        return PADDED._replace(full_logits=full_logits)
     if needs_one_row:
         short = ONE_ROW
-    short = short._replace(plain=plain)
+    short = short._replace(full_logits=full_logits)
     fault = fault_of(short)
     if fault is None:
         return short
     if padding_free:
         raise AOTConfigError(f"`{KEY}: true` does not fit {model} ({fault}); remove {KEY}")
     LOG.warning("%s is scored with padding, because without it is wrong here (%s)", model, fault)
-    return way
+    return PADDED._replace(full_logits=full_logits)
+
+
+def _comparison(score: Score, probe: Batch, epsilon: float) -> Callable[[ScoringStrategy], str | None]:
+    """A function that says what is wrong with a strategy on the probe; None where nothing is."""
+    alone = [select(probe, [i], 1) for i in range(len(PROBE_TOKENS))]
+    naive_reference = PADDED._replace(full_logits=True)
+    expected = torch.cat([score(one, naive_reference).tokens.logprobs for one in alone])
+    tolerance = max(1e-5, 2 * epsilon) * (1 + float(expected.abs().mean()))  # what rounding explains, in nats
+
+    def fault_of(strategy: ScoringStrategy) -> str | None:
+        try:
+            found = score(probe, strategy).tokens.logprobs
+        except Exception as error:  # an architecture of a new kind may fail in any way
+            return f"{type(error).__name__}: {error}"
+        off = float((found - expected).abs().mean())
+        return None if off <= tolerance else f"log-probabilities are off by {off:.2g} nats a token"
+
+    return fault_of
 
 
 def make_probe(batch: Batch) -> Batch:

@@ -1,19 +1,25 @@
-"""Trained adapters, loaded from their files."""
+"""Trained models, loaded from their files as adapters or whole; and what lies under PEFT's wrapping."""
 
 from pathlib import Path
 
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
+from torch import nn
 from transformers import PreTrainedModel
 
 from axolotl_aot.errors import AOTConfigError
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def without_adapter(model: nn.Module) -> PreTrainedModel:
+    """The causal language model itself, without PEFT's wrapping if it has any."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def load_adapter(model: PreTrainedModel | PeftModel, folder: str, name: str = "default") -> PeftModel:
-    """The model with the trained adapter in `folder`, and no other, at work.
+    """The model with the trained adapter in `folder`, and no other, active.
 
     name: what PEFT is to call it; a model may have several.
 
@@ -26,8 +32,8 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: str, name: str = "d
         policy = model
     else:
         policy = PeftModel.from_pretrained(model, folder, adapter_name=name)
-    weights = Path(folder) / WEIGHTS
-    if weights.is_file():  # else it is the older adapter_model.bin
+    weights = Path(folder) / ADAPTER_WEIGHTS
+    if weights.is_file():  # otherwise it is the older adapter_model.bin
         keys = {key for key in get_peft_model_state_dict(policy, adapter_name=name) if "lora_" in key}
         missing = keys - adapter_keys(weights)
         if missing:
@@ -42,3 +48,9 @@ def adapter_keys(weights: Path) -> set[str]:
     """The keys of a file of weights, without reading the weights."""
     with safe_open(weights, framework="pt") as file:
         return set(file.keys())
+
+
+def load_whole_model(like: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """The model in `folder`, loaded as another of its kind was: same class, precision and attention."""
+    attention = like.config._attn_implementation  # transformers has no public place for it
+    return type(like).from_pretrained(folder, dtype=like.dtype, attn_implementation=attention)

@@ -1,11 +1,9 @@
 """Log-probabilities under the reference, computed once and kept on disk.
 
-What a model says of a completion depends on its weights and on the tokens, and on nothing else. So a file
-belongs to one model (`fingerprint`), and in it a completion is found by its tokens: whatever tokenizer,
-chat template, data set, order or seed has led to the same ones. What is added to the data later is all
-that is computed later.
-
-Imports safetensors, numpy and datasets.
+The log-probability of a completion depends on the model's weights and on the tokens, and on nothing else.
+So a file belongs to one model (`fingerprint`), and a completion is found in it by its tokens, whatever
+tokenizer, chat template, data set, order or seed has led to them. When data are added later, only those
+are computed.
 """
 
 import hashlib
@@ -23,7 +21,8 @@ from safetensors.numpy import load, save
 
 FORMAT = "1"
 WEIGHTS = ("*.safetensors", "*.bin", "config.json")  # what a model on disk is read from
-NO_PART = ("use_cache", "transformers_version")  # of a model's configuration, in what it says of a completion
+# Keys of a model's configuration that do not change its log-probabilities.
+IRRELEVANT = ("use_cache", "transformers_version")
 DIGEST_BYTES = 16
 
 
@@ -38,7 +37,7 @@ class ReferenceFileError(ValueError):
     """A file of log-probabilities that cannot be used; the message says why."""
 
 
-class References:
+class ReferenceCache:
     """Log-probabilities in nats of completions under one model, by their tokens."""
 
     def __init__(self, path: Path | None = None, fingerprint: str = ""):
@@ -120,7 +119,7 @@ def fingerprint(config: Any, **settings: Any) -> str:
     precision it was loaded in.
     """
     name = config._name_or_path  # transformers has no other place, for this and for the next
-    shape = {k: v for k, v in config.to_diff_dict().items() if k not in NO_PART}
+    shape = {k: v for k, v in config.to_diff_dict().items() if k not in IRRELEVANT}
     parts = {"format": FORMAT, "model": name, "revision": config._commit_hash, "config": shape, **settings}
     if os.path.isdir(name):
         files = sorted(file for pattern in WEIGHTS for file in Path(name).glob(pattern))

@@ -1,14 +1,13 @@
-"""The dominance loss over the whole effective batch, exactly, however it is cut.
+"""The loss over the whole effective batch, exactly, however it is cut.
 
-The loss compares distributions, so it needs the rewards of a whole batch before any of them can be
+The loss compares distributions, so it needs the scores of a whole batch before any of them can be
 differentiated. `EffectiveBatchMixin` does that for every number of micro-batches and processes:
 
 1. once per optimizer step, the process's samples are cut anew into micro-batches of even size, and all of
    them but the first are scored without gradients;
-2. the first one's training pass scores it, too; then the scores, a few numbers per sample, are gathered
-   over all processes;
-3. one call of `dominance_loss` gives the loss and, by autograd, its derivative by every sample's
-   log-probability, the sample's coefficient;
+2. the training pass of the first one scores it, too; then the scores, a few numbers per sample, are
+   gathered over all processes;
+3. the objective gives the loss and its derivative by every answer's log-probability, the coefficient;
 4. each micro-batch's backward pass goes through the sum of coefficient times log-probability.
 
 With one micro-batch, nothing is scored twice.
@@ -22,62 +21,77 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
+from axolotl.utils.logging import get_logger
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from axolotl_aot.scoring.batches import Batch, cut, cut_evenly, join, select, sizes, split
+from axolotl_aot.config import AOTArgs
+from axolotl_aot.scoring.batches import LABEL, WEIGHT, Batch, cut, cut_evenly, join, select, sizes, split
 from axolotl_aot.scoring.head import TokenScores
-from axolotl_aot.training.objective import ScoringMixin
-from axolotl_aot.training.sampling import ShuffledSampler
+from axolotl_aot.scoring.scorer import Scorer
+from axolotl_aot.training import gathering
+from axolotl_aot.training.objective import Objective, Scores
+from axolotl_aot.training.reference import Reference
+from axolotl_aot.training.resume import RunState
+from axolotl_aot.training.sampling import ShuffledSampler, StratifiedSampler
+from axolotl_aot.training.score_checks import require_finite, require_no_rewards
+from axolotl_aot.training.score_listener import ScoreListener
 
-PLACE = "aot_place"  # where a micro-batch carries its `Place`
-POSITIONS = "aot_positions"  # and where each of its samples stands in the step's order
-PARTS = "aot_parts"  # the micro-batches of one of Trainer's accumulation steps
+LOG = get_logger(__name__)
+
+SLOT = "aot_slot"  # the key under which a micro-batch carries its `MicroBatchSlot`
+POSITIONS = "aot_positions"  # ... where each of its samples stands in the step's order
+MICRO_BATCHES = "aot_micro_batches"  # the micro-batches that stand in for one of Trainer's own
 
 # Micro-batches that are scored in one forward pass: without gradients one layer's activations are alive,
 # not all layers'.
 SCORED_AT_ONCE = 4
 # Derivatives by hidden states that are kept from scoring to training, so that the head runs once.
-KEPT_BYTES = 256 * 2**20
+SAVED_GRAD_BYTES = 256 * 2**20
 
 
 @dataclass
 class Step:
     """What micro-batches that are sorted together have in common.
 
-    rows: of each of them; None until its training pass, for the first. share: Trainer's accumulation
-    steps for each of them, by whose number Trainer divides. loss: scalar. coefficients: of each
-    micro-batch, the loss's derivative by each sequence's log-probability under the policy, shape
-    (sequences,), in the scale that Trainer and data parallelism expect.
+    scores: of each of them; None for the first until its training pass. loss_scale: how many of Trainer's
+    accumulation steps there are for each of them; Trainer divides by the number of those. loss: scalar.
+    coefficients: of each micro-batch, the loss's derivative by each answer's log-probability under the
+    policy, in the scale that Trainer and data parallelism expect.
     """
 
-    rows: list[Tensor | None]
-    share: float = 1.0
+    scores: list[Scores | None]
+    loss_scale: float = 1.0
     loss: Tensor | None = None
     coefficients: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Place:
-    """A micro-batch's place in its step, and what scoring has found out about its tokens."""
+class MicroBatchSlot:
+    """Which of its step's micro-batches this is, and the scores of its tokens, where they are known."""
 
     step: Step
     index: int
-    known: TokenScores | None = None
+    cached_scores: TokenScores | None = None
 
 
-class EffectiveBatchMixin(ScoringMixin):
-    """The dominance loss over a step's whole batch, on top of a TRL trainer."""
+class EffectiveBatchMixin:
+    """The objective over a step's whole batch, on top of a TRL trainer."""
+
+    aot: AOTArgs
+    objective: Objective
+    scorer: Scorer
+    reference: Reference
+    run_state: RunState
+    begins_as_reference: bool  # whether policy and reference are known to be the same model before step 1
+
+    # --- Which samples make a batch ----------------------------------------------------------
 
     @property
-    def _whole(self) -> bool:
+    def sorts_effective_batch(self) -> bool:
+        """Whether a step's whole batch is sorted, and not each process's micro-batch alone."""
         return self.aot.aot_scope == "effective_batch"
-
-    @property
-    def _begins_as_reference(self) -> bool:
-        """Whether policy and reference are known to be the same model before the first step."""
-        return False
 
     @property
     def effective_batch_size(self) -> int:
@@ -86,24 +100,23 @@ class EffectiveBatchMixin(ScoringMixin):
         return self._train_batch_size * accumulation * self.args.world_size
 
     @property
-    def _sort_size(self) -> int:
-        """Samples that are sorted together."""
-        return self.effective_batch_size if self._whole else self._train_batch_size
-
-    # --- The order of the samples ------------------------------------------------------------
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """Trainer's place for a sampler of one's own."""
-        if self.args.train_sampling_strategy != "random":
-            return super()._get_train_sampler(train_dataset)
-        return self._sampler(self.train_dataset if train_dataset is None else train_dataset)
-
-    def _sampler(self, dataset: Dataset) -> ShuffledSampler:
-        return ShuffledSampler(len(dataset), self._data_seed, self._epoch)
+    def samples_per_sort(self) -> int:
+        """How many samples are sorted together."""
+        return self.effective_batch_size if self.sorts_effective_batch else self._train_batch_size
 
     @property
-    def _data_seed(self) -> int:
+    def data_seed(self) -> int:
+        """What the order of the samples is drawn from."""
         return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """Trainer's hook for a sampler of one's own."""
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if self.objective.samples.paired or not self.aot.aot_stratify:
+            return ShuffledSampler(len(dataset), self.data_seed, self._epoch)
+        return StratifiedSampler(dataset["label"], self.samples_per_sort, self.data_seed, self._epoch)
 
     def _epoch(self) -> int:
         return self._progress()[0]
@@ -114,7 +127,7 @@ class EffectiveBatchMixin(ScoringMixin):
         steps = -(-micro_batches // self.args.gradient_accumulation_steps)
         return divmod(self.state.global_step, max(steps, 1))
 
-    # --- One optimizer step ------------------------------------------------------------------
+    # --- A step's micro-batches --------------------------------------------------------------
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -127,12 +140,12 @@ class EffectiveBatchMixin(ScoringMixin):
         first, left = self.args.process_index * micro_batch, self._samples_left(step)
         starts = range(first, first + len(batches) * processes * micro_batch, processes * micro_batch)
         batches = [self._positioned(batch, at, left) for batch, at in zip(batches, starts, strict=True)]
-        if not (self._whole and batches):
-            return [{**batch, PLACE: Place(Step([None]), 0)} for batch in batches], count
+        if not (self.sorts_effective_batch and batches):
+            return [{**batch, SLOT: MicroBatchSlot(Step([None]), 0)} for batch in batches], count
         self.optimizer.train()  # an averaging optimizer shows other weights after an evaluation
         batches = [self._prepare_inputs(batch) for batch in batches]
-        parts = self._placed(self._cut(batches), accumulation=len(batches))
-        return _entries(parts, len(batches)), count
+        micro_batches = self._in_slots(self._cut(batches), accumulation=len(batches))
+        return _accumulation_steps(micro_batches, len(batches)), count
 
     def _samples_left(self, step: int) -> int:
         return len(self.train_dataset) - step * self.effective_batch_size
@@ -143,7 +156,7 @@ class EffectiveBatchMixin(ScoringMixin):
         Where an epoch's samples do not divide, accelerate fills up with copies of its first ones, so
         that all processes have as many micro-batches, and those are full.
         """
-        positions = torch.arange(start, start + len(batch["input_ids"]) // self.sides)
+        positions = torch.arange(start, start + len(batch["input_ids"]) // self._answers_per_sample)
         return {**batch, POSITIONS: torch.where(positions < end, positions, -1)}
 
     def _cut(self, batches: list[Batch]) -> list[Batch]:
@@ -155,64 +168,90 @@ class EffectiveBatchMixin(ScoringMixin):
         limit = self.aot.aot_max_tokens_per_micro_batch
         if len(batches) == 1 and limit is None:
             return batches
-        tokens = self._way(batches[0]).tokens
-        joined = join(batches, self.sides)
-        samples = sizes(joined, self.sides)
+        tokens = self.scorer.strategy(batches[0]).tokens
+        joined = join(batches, self._answers_per_sample)
+        samples = sizes(joined, self._answers_per_sample)
         count = len(batches)
         if limit is not None:
             needed = torch.tensor([len(cut(samples, tokens, limit))], device=self.accelerator.device)
             count = int(self.accelerator.gather(needed).max())
-        return [select(joined, group, self.sides) for group in cut_evenly(samples, tokens, count)]
+        groups = cut_evenly(samples, tokens, count)
+        return [select(joined, group, self._answers_per_sample) for group in groups]
 
-    def _placed(self, parts: list[Batch], accumulation: int) -> list[Batch]:
-        """The micro-batches with their places; all but the first are scored."""
-        step = Step([None], share=accumulation / len(parts))
-        places = [Place(step, 0)]
-        kept = 0
-        # by number, not by size: all processes must run as many forward passes
-        for start in range(1, len(parts), SCORED_AT_ONCE):
-            group = parts[start : start + SCORED_AT_ONCE]
-            for rows, tokens in self._score(group, keep=kept < KEPT_BYTES):
-                known = tokens if tokens.gradient is not None else None
-                kept += 0 if known is None else known.gradient.nbytes
-                places.append(Place(step, len(step.rows), known))
-                step.rows.append(rows)
-        return [{**part, PLACE: place} for part, place in zip(parts, places, strict=True)]
+    def _in_slots(self, micro_batches: list[Batch], accumulation: int) -> list[Batch]:
+        """The micro-batches with their slots; all but the first are scored."""
+        step = Step([None], loss_scale=accumulation / len(micro_batches))
+        slots = [MicroBatchSlot(step, 0)]
+        saved_bytes = 0
+        # in groups of a fixed number, not size: all processes must run as many forward passes
+        for start in range(1, len(micro_batches), SCORED_AT_ONCE):
+            group = micro_batches[start : start + SCORED_AT_ONCE]
+            for scores, tokens in self._score_group(group, save_grad=saved_bytes < SAVED_GRAD_BYTES):
+                cached = tokens if tokens.gradient is not None else None
+                saved_bytes += 0 if cached is None else cached.gradient.nbytes
+                slots.append(MicroBatchSlot(step, len(step.scores), cached))
+                step.scores.append(scores)
+        return [{**batch, SLOT: slot} for batch, slot in zip(micro_batches, slots, strict=True)]
 
-    def _score(self, parts: list[Batch], keep: bool) -> list[tuple[Tensor, TokenScores]]:
-        """The rows of each micro-batch, and its tokens' scores; found in one forward pass of each model."""
-        joined = join(parts, self.sides)
-        reference = self._reference_logprobs(joined)
-        with self._scoring(), self.compute_loss_context_manager():
-            scores = self._scores(self.model, joined, keep=keep)
-        counts = [len(part[POSITIONS]) for part in parts]
-        sequences = split(counts, self.sides)
-        tokens = [scores.tokens.of(scores.lengths, which) for which in sequences]
-        rows = [
-            self._sample_rows(scores.logprobs[which], reference[which], part)
-            for which, part in zip(sequences, parts, strict=True)
+    # --- Scores ------------------------------------------------------------------------------
+
+    def _score_group(self, micro_batches: list[Batch], save_grad: bool) -> list[tuple[Scores, TokenScores]]:
+        """The scores of each micro-batch, and of its tokens, in one forward pass of each model."""
+        joined = join(micro_batches, self._answers_per_sample)
+        reference = self.reference.logprobs(joined)
+        found = self.scorer.scores_without_gradients(self.model, joined, save_grad=save_grad)
+        counts = [len(batch[POSITIONS]) for batch in micro_batches]
+        return [
+            (
+                self._scores_of(batch, found.logprobs[which], reference[which]),
+                found.tokens.of(found.lengths, which),
+            )
+            for which, batch in zip(split(counts, self._answers_per_sample), micro_batches, strict=True)
         ]
-        return list(zip(rows, tokens, strict=True))
 
-    def _sample_rows(self, policy: Tensor, reference: Tensor, batch: Batch) -> Tensor:
-        """The rows, and a column of the samples' positions."""
-        rows = self._weighted(self._pack(policy, reference, batch), batch)
-        return torch.cat([rows, batch[POSITIONS].to(rows)[:, None]], dim=1)
+    def _scores_of(self, batch: Batch, policy: Tensor, reference: Tensor) -> Scores:
+        """A batch's log-probabilities, by answer, with what the batch says of its samples.
+
+        policy, reference: by sequence; of pairs, a batch holds all chosen answers, then all rejected ones.
+        """
+        each = self._answers_per_sample
+
+        def of_answers(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.to(policy.device).repeat_interleave(each)
+
+        return Scores(
+            policy.view(each, -1).T.flatten(),
+            reference.view(each, -1).T.flatten(),
+            label=self._labels(batch, len(policy)).to(policy.device),
+            weight=of_answers(batch.get(WEIGHT)),
+            position=of_answers(batch.get(POSITIONS)),
+        )
+
+    def _labels(self, batch: Batch, answers: int) -> Tensor:
+        """Of each answer; pairs have no column of labels."""
+        return batch[LABEL].bool() if LABEL in batch else torch.arange(answers) % 2 == 0
+
+    @property
+    def _answers_per_sample(self) -> int:
+        return self.objective.answers_per_sample
+
+    # --- Loss and gradient -------------------------------------------------------------------
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Trainer's, for each of the micro-batches that stand in for one of its own."""
-        parts = inputs.get(PARTS)
-        if parts is None:
-            return self._training_step(model, inputs, *args, **kwargs)
+        micro_batches = inputs.get(MICRO_BATCHES)
+        if micro_batches is None:
+            return self._micro_batch_step(model, inputs, *args, **kwargs)
         loss = torch.zeros((), device=self.args.device)
-        for part in parts[:-1]:
+        for batch in micro_batches[:-1]:
             with self._accumulating(model):
-                loss = loss + self._training_step(model, part, *args, **kwargs)
-        for part in parts[-1:]:
-            loss = loss + self._training_step(model, part, *args, **kwargs)
+                loss = loss + self._micro_batch_step(model, batch, *args, **kwargs)
+        for batch in micro_batches[-1:]:
+            loss = loss + self._micro_batch_step(model, batch, *args, **kwargs)
         return loss
 
-    def _training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+    def _micro_batch_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's forward and backward pass of one micro-batch."""
         return super().training_step(*args, **kwargs)
 
     @contextmanager
@@ -238,80 +277,95 @@ class EffectiveBatchMixin(ScoringMixin):
     ) -> Tensor | tuple[Tensor, Any]:
         """The step's loss, with the gradient that this micro-batch contributes to it."""
         batch = {**inputs}
-        place = batch.pop(PLACE)
-        step = place.step
+        slot = batch.pop(SLOT)
+        step = slot.step
         kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        # of the first one, which has not been scored; before activations are kept
-        reference = self._reference_logprobs(batch) if step.loss is None else None
-        scores = self._scores(model, batch, known=place.known, **kwargs)
+        # The first micro-batch has not been scored. Its reference comes first, before activations are kept.
+        reference = self.reference.logprobs(batch) if step.loss is None else None
+        found = self.scorer.scores(model, batch, cached_scores=slot.cached_scores, **kwargs)
         if reference is not None:
-            step.rows[0] = self._sample_rows(scores.logprobs.detach(), reference, batch)
-            step.loss, step.coefficients = self._objective(step.rows)
-        contribution = (step.coefficients[place.index] * scores.logprobs).sum()
+            step.scores[0] = self._scores_of(batch, found.logprobs.detach(), reference)
+            step.loss, step.coefficients = self._loss_and_coefficients(step.scores)
+        contribution = (step.coefficients[slot.index] * found.logprobs).sum()
         loss = step.loss + (contribution - contribution.detach())
         if self.aux_loss_enabled:
-            loss = loss + self.router_aux_loss_coef * scores.aux_loss
-        loss = step.share * loss
-        return (loss, scores) if return_outputs else loss
+            loss = loss + self.router_aux_loss_coef * found.aux_loss
+        loss = step.loss_scale * loss
+        return (loss, found) if return_outputs else loss
 
-    def _objective(self, micro_batches: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The loss over one sort, and each micro-batch's coefficients.
+    def _loss_and_coefficients(self, micro_batches: list[Scores]) -> tuple[Tensor, list[Tensor]]:
+        """The loss over what is sorted together, and each micro-batch's coefficients.
 
-        Trainer divides every micro-batch's loss by their number, and data parallelism averages
-        gradients over processes; the coefficients undo both.
+        Trainer divides every micro-batch's loss by their number, and data parallelism averages gradients
+        over processes; the coefficients undo both.
 
         Copies are neither sorted nor counted; in `micro_batch` scope they are sorted, as TRL does. Samples
-        are put in the step's order: ties are then broken alike however the batch was cut.
+        are put in the step's order, so that ties are broken alike however the batch was cut.
         """
-        own = torch.cat(micro_batches)
-        everyone = self._gather(own)
-        joint = everyone.flatten(0, 1)
-        positions = joint[:, -1]
-        order = positions.argsort()[int((positions < 0).sum()) :]
-        samples = joint[order, :-1]
-        self._require_finite(samples)
-        if self.state.global_step == 0 and self._begins_as_reference:
-            self._require_no_rewards(samples)
-        self._record(samples, sorts=samples[None] if self._whole else everyone[..., :-1])
-        if self._whole:
-            kept, scale = order, len(micro_batches) * len(everyone)
-            mine = slice(self.args.process_index * len(own), (self.args.process_index + 1) * len(own))
+        each, processes = self._answers_per_sample, self.args.world_size
+        own = gathering.join(micro_batches)
+        everyone = gathering.gather(own, self.accelerator, each)  # the one exchange of a step
+        ordered = gathering.in_order(everyone, each)
+        samples = everyone.of(ordered)
+        self._check(samples)
+        if self.sorts_effective_batch:
+            self._record(samples, [samples.label])
+            loss, of_samples = self.objective.loss_and_gradient(samples)
+            of_everyone = torch.zeros_like(everyone.policy).index_copy(0, ordered, of_samples)
+            gradient = len(micro_batches) * processes * of_everyone.chunk(processes)[self.args.process_index]
         else:
-            joint, kept, scale, mine = own, slice(None), 1, slice(None)
-        joint = joint[:, :-1].detach().requires_grad_()
-        with torch.enable_grad():
-            loss = self._loss(joint[kept])
-            (gradient,) = torch.autograd.grad(loss, joint)
-        sizes = [len(rows) for rows in micro_batches]
-        return loss.detach(), [self._by_policy(g) for g in (scale * gradient[mine]).split(sizes)]
+            self._record(samples, list(everyone.label.chunk(processes)))
+            loss, gradient = self.objective.loss_and_gradient(own)
+        parts = gradient.split([len(scores.policy) for scores in micro_batches])
+        return loss, [part.view(-1, each).T.flatten() for part in parts]  # by sequence again
 
-    def _gather(self, rows: Tensor) -> Tensor:
-        """The rows of each process, in rank order: shape (processes, rows, columns).
+    def _check(self, samples: Scores) -> None:
+        """A step's scores are finite and, before the first step, of a policy that is still the reference."""
+        require_finite(samples, self.state.global_step + 1)
+        if self.state.global_step == 0 and self.begins_as_reference:
+            require_no_rewards(samples, self.scorer.epsilon)
 
-        The one exchange of a step. All processes have equally many rows, copies included.
-        """
-        return self.accelerator.gather(rows).view(self.args.world_size, *rows.shape)
-
-    def _record(self, samples: Tensor, sorts: Tensor) -> None:
-        """Log the metrics of a step's samples.
-
-        sorts: what was sorted together, shape (sorts, samples, columns); one, or in `micro_batch` scope
-        one per process.
-        """
-        for name, value in self._metrics_of(samples).items():
+    def _record(self, samples: Scores, labels_of_sorts: list[Tensor]) -> None:
+        """Log the metrics of a step's samples; labels_of_sorts: of what was sorted together."""
+        metrics = self.objective.metrics(samples)
+        if not self.objective.samples.paired:
+            metrics["dominance/one_label_steps"] = self._count_one_label(labels_of_sorts)
+        for name, value in metrics.items():
             self._metrics["train"][name].append(value)
+        for listener in self.score_listeners():
+            listener.on_step_scored(self.state, samples)
+
+    def _count_one_label(self, labels_of_sorts: list[Tensor]) -> int:
+        """How many sorts of this run, so far and with these, had one label only and so nothing to compare."""
+        one_label = sum(bool(labels.all() or not labels.any()) for labels in labels_of_sorts)
+        if one_label:
+            self.run_state.one_label_steps += one_label
+            LOG.warning_once(
+                "answers that are sorted together have one label only and contribute no loss; a larger "
+                "effective batch makes that rare. dominance/one_label_steps counts such steps."
+            )
+        return self.run_state.one_label_steps
+
+    def score_listeners(self) -> list[ScoreListener]:
+        """The callbacks that are told of scores."""
+        return [
+            callback for callback in self.callback_handler.callbacks if isinstance(callback, ScoreListener)
+        ]
 
 
-def _entries(parts: list[Batch], count: int) -> list[dict[str, Any]]:
-    """The micro-batches in `count` of Trainer's accumulation steps; it counts in those.
+def _accumulation_steps(micro_batches: list[Batch], count: int) -> list[dict[str, Any]]:
+    """The micro-batches, dealt out to `count` of Trainer's accumulation steps; it counts in those.
 
     Where there are fewer, the first ones are left empty: gradients are exchanged in the last.
     """
-    bounds = [len(parts) * i // count for i in range(count + 1)]
-    groups = [parts[start:end] for start, end in pairwise(bounds)]
-    none = parts[0]["input_ids"].new_zeros(0)
+    bounds = [len(micro_batches) * i // count for i in range(count + 1)]
+    groups = [micro_batches[start:end] for start, end in pairwise(bounds)]
+    none = micro_batches[0]["input_ids"].new_zeros(0)
     # Trainer counts tokens by the model's main input
     return [
-        {"input_ids": torch.cat([none, *(part["input_ids"].flatten() for part in group)]), PARTS: group}
+        {
+            "input_ids": torch.cat([none, *(batch["input_ids"].flatten() for batch in group)]),
+            MICRO_BATCHES: group,
+        }
         for group in groups
     ]

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from axolotl_aot.scoring.models import WEIGHTS, adapter_keys
+from axolotl_aot.scoring.models import ADAPTER_WEIGHTS, adapter_keys
 
 PREFIX = "base_model.model."  # of PEFT's keys
 
 
 def load_into_shards(model: nn.Module, checkpoint: str) -> None:
     """Load a checkpoint's adapter into a sharded model, on every process."""
-    saved = load_file(Path(checkpoint) / WEIGHTS)
+    saved = load_file(Path(checkpoint) / ADAPTER_WEIGHTS)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = {name: saved[_saved_key(name)] for name in trained}
     options = StateDictOptions(full_state_dict=True, strict=False)
@@ -32,7 +32,7 @@ def _saved_key(name: str) -> str:
 
 def mend_saved(folder: Path) -> None:
     """Give the weights of a saved adapter the keys that PEFT looks for, if they have others."""
-    weights = folder / WEIGHTS
+    weights = folder / ADAPTER_WEIGHTS
     if weights.is_file() and not any(key.startswith(PREFIX) for key in adapter_keys(weights)):
         mended = {PREFIX + key: tensor for key, tensor in load_file(weights).items()}
         save_file(mended, weights, metadata={"format": "pt"})

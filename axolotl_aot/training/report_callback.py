@@ -1,4 +1,7 @@
-"""The report of a training run: what is kept for it while training, and how it is written in the end."""
+"""What a training run keeps for its report, and the plots that it shows meanwhile.
+
+Training and evaluation score their samples anyway; they tell this callback, and nothing is scored again.
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -9,15 +12,14 @@ import numpy as np
 import torch
 from axolotl.utils.logging import get_logger
 from PIL import Image
-from torch import Tensor
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, WandbCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from axolotl_aot.report.figures import live_figure
 from axolotl_aot.report.runs import Answers, Run, ScoredRun
-from axolotl_aot.training.effective_batch import EffectiveBatchMixin
-from axolotl_aot.training.evaluation import EvaluationMixin
-from axolotl_aot.training.run_setup import AOTSetup
+from axolotl_aot.training.gathering import join
+from axolotl_aot.training.objective import Objective, Scores
+from axolotl_aot.training.score_listener import ScoreListener
 
 LOG = get_logger(__name__)
 
@@ -25,115 +27,131 @@ LAST_SAMPLES = 512  # of the last steps, kept where there is no evaluation set
 TAG = "eval/dominance/quantiles"  # of the plot of an evaluation
 
 
-class ReportMixin(EffectiveBatchMixin, EvaluationMixin):
-    """Keeps what the report needs, and shows each evaluation's quantile curves where the run reports to.
+class ReportCallback(ScoreListener):
+    """Keeps the scores that the report is made of, on the main process.
 
-    `self.setup` is handed the record when training has ended.
+    scored_run: what the report is to be of, once training has ended; None where there is nothing.
     """
 
-    setup: AOTSetup
-    rl: str
+    def __init__(self, trainer: Trainer):
+        self.scored_run: ScoredRun | None = None
+        self._objective: Objective = trainer.objective
+        self._trackers = trainer.callback_handler.callbacks  # others may be added to them later
+        self._evaluation_set = trainer.eval_dataset
+        self._best_is_loaded = trainer.args.load_best_model_at_end
+        self._evaluations: dict[int, Scores] = {}  # by optimizer step
+        self._last_steps: deque[tuple[int, Scores]] = deque()
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._evaluations: dict[int, Tensor] = {}  # rows, by optimizer step
-        self._last_steps: deque[tuple[int, Tensor]] = deque()
-        super().__init__(*args, **kwargs)
+    def on_step_scored(self, state: TrainerState, scores: Scores) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._last_steps.append((state.global_step + 1, _on_cpu(scores)))
+        kept = sum(self._samples(scores) for _, scores in self._last_steps)
+        while kept - self._samples(self._last_steps[0][1]) >= LAST_SAMPLES:
+            kept -= self._samples(self._last_steps.popleft()[1])
 
-    def _rows_by_label(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers of the rows that hold chosen answers, and of those that hold rejected ones."""
-        raise NotImplementedError
+    def on_evaluation_scored(self, state: TrainerState, scores: Scores) -> None:
+        """Keep the last evaluation and the best one, and show this one's quantile curves."""
+        if not state.is_world_process_zero:
+            return
+        # the best so far is loaded in the end only if a checkpoint is of its step
+        kept = {state.best_global_step, _best_saved_step(state)}
+        self._evaluations = {s: scores for s, scores in self._evaluations.items() if s in kept}
+        self._evaluations[state.global_step] = _on_cpu(scores)
+        self._show(state.global_step)
 
-    @property
-    def _reports(self) -> bool:
-        return self.aot.aot_report and self.is_world_process_zero()
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: Any,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Make `scored_run` of what was kept. A failure is no reason to lose the trained model."""
+        self._trackers = []  # through them the model would be kept alive
+        if not (self._evaluations or self._last_steps):
+            return
+        try:
+            run, source = self._of_an_evaluation(state) if self._evaluations else self._of_the_last_steps()
+            dataset = self._evaluation_set if self._evaluations else None
+            self.scored_run = ScoredRun(run, source, state.log_history, processing_class, dataset)
+        except Exception as error:
+            LOG.warning(f"no dominance report: {type(error).__name__}: {error}")
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        output = super().train(*args, **kwargs)
-        if self._reports and (self._evaluations or self._last_steps):
-            try:
-                self.setup.record = self._run_record()
-            except Exception as error:  # what was trained is not saved yet
-                LOG.warning(f"no dominance report: {type(error).__name__}: {error}")
-        return output
+    # --- Which samples the report is of ------------------------------------------------------
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        output = super().evaluation_loop(*args, **kwargs)
-        if self._reports and self.is_in_train:
-            step = self.state.global_step
-            # the best so far is loaded in the end only if a checkpoint is of its step
-            kept = {self.state.best_global_step, self._best_saved_step}
-            self._evaluations = {s: rows for s, rows in self._evaluations.items() if s in kept}
-            self._evaluations[step] = self.evaluated_rows.cpu()
-            self._show(step)
-        return output
+    def _of_an_evaluation(self, state: TrainerState) -> tuple[Run, dict[str, Any]]:
+        best = _best_saved_step(state) if self._best_is_loaded else None
+        step = best if best in self._evaluations else max(self._evaluations)
+        scores = self._evaluations[step]
+        description = f"the evaluation set ({self._count(scores)}), after optimizer step {step}"
+        if best not in (None, step):
+            description += (
+                f"; what is saved is the model of step {best}, which was scored before this run was "
+                "resumed: `axolotl aot-report` scores it anew"
+            )
+        return self._run(scores), {"kind": "evaluation set", "step": step, "description": description}
 
-    @property
-    def _best_saved_step(self) -> int | None:
-        """Of the checkpoint that Trainer loads in the end with load_best_model_at_end."""
-        best = self.state.best_model_checkpoint
-        return None if best is None else int(best.rpartition("-")[2])
-
-    def _record(self, samples: Tensor, sorts: Tensor) -> None:
-        super()._record(samples, sorts)
-        if self._reports:
-            self._last_steps.append((self.state.global_step + 1, samples.cpu()))
-            kept = sum(len(rows) for _, rows in self._last_steps)
-            while kept - len(self._last_steps[0][1]) >= LAST_SAMPLES:
-                kept -= len(self._last_steps.popleft()[1])
-
-    def _run(self, rows: Tensor) -> Run:
-        chosen, chosen_reference, rejected, rejected_reference = self._unpack(rows.double())
-        weights = self._distributions(rows.double())[2:]
-        sides = (chosen, chosen_reference), (rejected, rejected_reference)
-        answers = (
-            Answers(*map(Tensor.numpy, side), None if mass is None else mass.numpy(), numbers.numpy())
-            for side, mass, numbers in zip(sides, weights, self._rows_by_label(rows), strict=True)
+    def _of_the_last_steps(self) -> tuple[Run, dict[str, Any]]:
+        steps, parts = zip(*self._last_steps, strict=True)
+        scores = join(parts)
+        why = "there is no evaluation set" if self._evaluation_set is None else "no evaluation ran"
+        description = (
+            f"the effective batches of the optimizer steps {steps[0]} to {steps[-1]}, each scored in its "
+            f"step, as {why}: {self._count(scores)} that the model was trained on"
         )
-        return Run(self.rl, self.paired, *answers)
+        source = {"kind": "last effective batches", "step": steps[-1], "description": description}
+        return self._run(scores), source
 
-    def _run_record(self) -> ScoredRun:
-        common = {"history": self.state.log_history, "tokenizer": self.processing_class}
-        if self._evaluations:
-            best = self._best_saved_step if self.args.load_best_model_at_end else None
-            step = best if best in self._evaluations else max(self._evaluations)
-            run = self._run(self._evaluations[step])
-            samples = f"{len(self._evaluations[step]):,} {'pairs' if self.paired else 'answers'}"
-            description = f"the evaluation set ({samples}), after optimizer step {step}"
-            if best not in (None, step):
-                description += (
-                    f"; what is saved is the model of step {best}, which was scored before this run was "
-                    "resumed: `axolotl aot-report` scores it anew"
-                )
-            source = {"kind": "evaluation set", "step": step, "description": description}
-            return ScoredRun(run, source, dataset=self.eval_dataset, **common)
-        steps, rows = zip(*self._last_steps, strict=True)
-        samples = f"{sum(map(len, rows)):,} {'pairs' if self.paired else 'answers'}"
-        why = "there is no evaluation set" if self.eval_dataset is None else "no evaluation ran"
-        source = {
-            "kind": "last effective batches",
-            "step": steps[-1],
-            "description": f"the effective batches of the optimizer steps {steps[0]} to {steps[-1]}, each "
-            f"scored in its step, as {why}: {samples} that the model was trained on",
-        }
-        return ScoredRun(self._run(torch.cat(rows)), source, **common)
+    def _run(self, scores: Scores) -> Run:
+        rows = torch.arange(len(scores.policy)) // self._objective.answers_per_sample
+        chosen, rejected = self._objective.chosen_and_rejected(scores._replace(position=rows))
+        paired = self._objective.samples.paired
+        return Run(self._objective.rl, paired, _answers(chosen), _answers(rejected))
+
+    def _samples(self, scores: Scores) -> int:
+        return len(scores.policy) // self._objective.answers_per_sample
+
+    def _count(self, scores: Scores) -> str:
+        return f"{self._samples(scores):,} {self._objective.samples.unit}"
+
+    # --- Plots while training ----------------------------------------------------------------
 
     def _show(self, step: int) -> None:
         """Send an evaluation's quantile curves to TensorBoard and wandb, where they are in use."""
         sinks = [
-            (send, c)
+            (send, tracker)
             for kind, send in SINKS.items()
-            for c in self.callback_handler.callbacks
-            if isinstance(c, kind)
+            for tracker in self._trackers
+            if isinstance(tracker, kind)
         ]
         if not sinks:
             return
         try:
             file = BytesIO()
             live_figure(self._run(self._evaluations[step]), step).savefig(file, format="png")
-            for send, callback in sinks:
-                send(callback, Image.open(file), step)
+            for send, tracker in sinks:
+                send(tracker, Image.open(file), step)
         except Exception as error:  # a run must not end because a plot cannot be shown
             LOG.warning(f"the quantile curves of step {step} are not shown: {type(error).__name__}: {error}")
+
+
+def _on_cpu(scores: Scores) -> Scores:
+    return Scores(*(None if field is None else field.cpu() for field in scores))
+
+
+def _answers(scores: Scores) -> Answers:
+    """The scores of one label's answers as the report takes them; position: the row in the data set."""
+    policy, reference = scores.policy.double().numpy(), scores.reference.double().numpy()
+    weights = None if scores.weight is None else scores.weight.double().numpy()
+    return Answers(policy, reference, weights, scores.position.numpy())
+
+
+def _best_saved_step(state: TrainerState) -> int | None:
+    """Of the checkpoint that Trainer loads in the end with load_best_model_at_end."""
+    best = state.best_model_checkpoint
+    return None if best is None else int(best.rpartition("-")[2])
 
 
 def _to_tensorboard(callback: TensorBoardCallback, image: Image.Image, step: int) -> None:

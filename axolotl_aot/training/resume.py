@@ -12,21 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list, is_peft_model
-from torch import nn
-from torch.distributed.fsdp import StateDictType
-from transformers import EarlyStoppingCallback
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import TrainOutput
 
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.training.fsdp2_fixes import load_into_shards
-from axolotl_aot.training.run_setup import AOTSetup
 
 LOG = logging.getLogger(__name__)
 
 STATE_FILE = "trainer_state.json"
 COUNTER = "early_stopping_patience_counter"
+# Under which names transformers saves `RunState`: its class's; the second one is of older checkpoints.
+RUN_STATE_NAMES = ("RunState", "AOTSetup")
 
 
 @dataclass(frozen=True)
@@ -43,88 +41,104 @@ class Checkpoint:
     instead: Path | None
 
 
-class ResumeMixin:
-    """`train` that goes on from complete checkpoints of the same run only.
+class RunState(TrainerCallback, ExportableState):
+    """What a checkpoint keeps of an AOT run; transformers writes `state` into its trainer state.
 
-    `self.setup` is the `AOTSetup` among the callbacks; transformers writes it into each checkpoint.
+    settings: what must not change when the run is resumed, by YAML key. one_label_steps: how many sorts so
+    far had one label only.
     """
 
-    setup: AOTSetup
+    def __init__(self, settings: dict[str, Any] | None = None):
+        self.settings = settings or {}
+        self.one_label_steps = 0
 
-    def _run_settings(self) -> dict[str, Any]:
-        """What a run must not change half-way, by YAML key."""
-        raise NotImplementedError
+    def state(self) -> dict[str, Any]:
+        saved = {"run_settings": self.settings, "one_label_steps": self.one_label_steps}
+        return {"args": {}, "attributes": saved}
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Trainer's `train`.
 
-        Raises:
-            AOTConfigError: a checkpoint that is incomplete, or that was trained with other settings.
-        """
-        self.setup.run_settings = self._run_settings()
-        path = None
-        if resume_from_checkpoint:
-            # the main process looks, and all decide by what it saw: file systems may differ
-            found = [self._look(resume_from_checkpoint) if self.accelerator.is_main_process else None]
-            (checkpoint,) = broadcast_object_list(found)
-            if checkpoint is not None:
-                self._go_on(checkpoint)
-                path = checkpoint.path
-        return super().train(resume_from_checkpoint=path, **kwargs)
+def find_checkpoint(
+    resume_from_checkpoint: str | bool, *, output_dir: Path, newest: bool, accelerator: Accelerator
+) -> Checkpoint | None:
+    """The checkpoint that is asked for; None where that is the last complete one, and there is none.
 
-    def _look(self, resume_from_checkpoint: str | bool) -> Checkpoint | None:
-        """The checkpoint that is asked for; None where that is the last complete one, and there is none."""
-        if resume_from_checkpoint is True or self.setup.auto_resume:
-            path = _last_complete(Path(self.args.output_dir))
-            if path is None:
-                LOG.warning("no complete checkpoint in %s: starting anew", self.args.output_dir)
-                return None
-        else:
-            path = Path(resume_from_checkpoint)
-        state = _read_state(path)
-        instead = _last_complete(path.parent) if state is None else None
-        has_optimizer = (path / "scheduler.pt").is_file() or any(path.glob("global_step*"))
-        return Checkpoint(str(path), state, has_optimizer, instead)
+    The main process looks, and all decide by what it saw: file systems may differ.
 
-    def _go_on(self, checkpoint: Checkpoint) -> None:
-        key = f"`resume_from_checkpoint: {checkpoint.path}`"
-        if checkpoint.state is None:
-            instead = checkpoint.instead
-            raise AOTConfigError(
-                f"{key}: it has no complete {STATE_FILE}, so it was not written to its end (or is no "
-                f"checkpoint): {f'use {instead}' if instead else 'no other is complete either; start anew'}"
-            )
-        saved = checkpoint.state["stateful_callbacks"]
-        if AOTSetup.__name__ not in saved:
-            raise AOTConfigError(
-                f"{key}: not written by `rl: aot` or `rl: aot_unpaired`, so there is nothing to go on with; "
-                "merge its adapter into base_model, or take its weights as base_model"
-            )
-        if not checkpoint.has_optimizer:
-            raise AOTConfigError(
-                f"{key}: it holds no state of the optimizer (`save_only_model: true`), so training cannot go "
-                "on; start anew, without resuming"
-            )
-        for callback in self.callback_handler.callbacks:
-            name = type(callback).__name__
-            if isinstance(callback, ExportableState) and name not in saved:
-                added = "early_stopping_patience" if name == EarlyStoppingCallback.__name__ else name
-                raise AOTConfigError(f"{key}: it was trained without {added}; remove that, or start anew")
-            if isinstance(callback, EarlyStoppingCallback):
-                # transformers restores it only together with all others, by making them anew
-                callback.early_stopping_patience_counter = saved[name]["attributes"][COUNTER]
-        attributes = saved[AOTSetup.__name__]["attributes"]
-        _require_same_settings(attributes["run_settings"], self.setup.run_settings, checkpoint.path)
-        self.setup.one_label_steps = attributes["one_label_steps"]
-        self.args.eval_on_start = False  # the start has been
+    newest: whether axolotl has chosen the checkpoint, as the newest one.
+    """
+    found = None
+    if accelerator.is_main_process:
+        found = _look(resume_from_checkpoint, output_dir, newest)
+    (found,) = broadcast_object_list([found])
+    return found
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        model = self.model if model is None else model
-        if self.accelerator.is_fsdp2 and is_peft_model(model):
-            kind = self.accelerator.state.fsdp_plugin.state_dict_type
-            if kind is StateDictType.FULL_STATE_DICT:
-                load_into_shards(model, resume_from_checkpoint)
+
+def go_on_from(checkpoint: Checkpoint, run_state: RunState, callbacks: list[TrainerCallback]) -> None:
+    """Restore what transformers does not restore by itself.
+
+    callbacks: the trainer's, `run_state` among them.
+
+    Raises:
+        AOTConfigError: a checkpoint that is incomplete, or that was trained with other settings.
+    """
+    saved = _require_resumable(checkpoint)
+    key = _key(checkpoint)
+    for callback in callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, ExportableState) and callback is not run_state and name not in saved:
+            added = "early_stopping_patience" if name == EarlyStoppingCallback.__name__ else name
+            raise AOTConfigError(f"{key}: it was trained without {added}; remove that, or start anew")
+        if isinstance(callback, EarlyStoppingCallback):
+            # transformers restores it only together with all others, by making them anew
+            callback.early_stopping_patience_counter = saved[name]["attributes"][COUNTER]
+    attributes = _run_state_in(saved)["attributes"]
+    _require_same_settings(attributes["run_settings"], run_state.settings, checkpoint.path)
+    run_state.one_label_steps = attributes["one_label_steps"]
+
+
+def _look(resume_from_checkpoint: str | bool, output_dir: Path, newest: bool) -> Checkpoint | None:
+    if resume_from_checkpoint is True or newest:
+        path = _last_complete(output_dir)
+        if path is None:
+            LOG.warning("no complete checkpoint in %s: starting anew", output_dir)
+            return None
+    else:
+        path = Path(resume_from_checkpoint)
+    state = _read_state(path)
+    instead = _last_complete(path.parent) if state is None else None
+    has_optimizer = (path / "scheduler.pt").is_file() or any(path.glob("global_step*"))
+    return Checkpoint(str(path), state, has_optimizer, instead)
+
+
+def _require_resumable(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The callbacks' states in a checkpoint that is complete and of an AOT run."""
+    key = _key(checkpoint)
+    if checkpoint.state is None:
+        instead = checkpoint.instead
+        raise AOTConfigError(
+            f"{key}: it has no complete {STATE_FILE}, so it was not written to its end (or is no "
+            f"checkpoint): {f'use {instead}' if instead else 'no other is complete either; start anew'}"
+        )
+    saved = checkpoint.state["stateful_callbacks"]
+    if _run_state_in(saved) is None:
+        raise AOTConfigError(
+            f"{key}: not written by `rl: aot` or `rl: aot_unpaired`, so there is nothing to go on with; "
+            "merge its adapter into base_model, or take its weights as base_model"
+        )
+    if not checkpoint.has_optimizer:
+        raise AOTConfigError(
+            f"{key}: it holds no state of the optimizer (`save_only_model: true`), so training cannot go "
+            "on; start anew, without resuming"
+        )
+    return saved
+
+
+def _run_state_in(saved: dict[str, Any]) -> dict[str, Any] | None:
+    return next((saved[name] for name in RUN_STATE_NAMES if name in saved), None)
+
+
+def _key(checkpoint: Checkpoint) -> str:
+    return f"`resume_from_checkpoint: {checkpoint.path}`"
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any] | None:

@@ -1,105 +1,77 @@
-"""What the plugin hands to the trainer that axolotl builds, and what a checkpoint keeps of it."""
+"""What the plugin hands to the trainer that axolotl builds, and to its training arguments.
 
+axolotl reads some keys of the YAML for supervised fine-tuning only; in an RL run they would vanish without
+a word. `training_args` and `callbacks` pass them on.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
-from transformers import PreTrainedModel, TrainerCallback
-from transformers.trainer_callback import ExportableState
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
-from axolotl_aot.config import AOTArgs
-from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.report.runs import ScoredRun
-from axolotl_aot.scoring.models import CONFIG as ADAPTER_CONFIG
-from axolotl_aot.scoring.models import load_adapter
+from axolotl_aot.config import AOTArgs, active_rl
+
+# KTO's loss type without a KL term: TRL then prepares no KL data, and allows any order and batch.
+UNPAIRED = {"loss_type": "apo_zero_unpaired", "train_sampling_strategy": "random"}
+
+# Keys that are fields of transformers' TrainingArguments, under the same name.
+SAME_NAME = (
+    "ddp_broadcast_buffers",
+    "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters",
+    "ddp_timeout",
+    "greater_is_better",
+    "metric_for_best_model",
+)
 
 
-class AOTSetup(TrainerCallback, ExportableState):
-    """What the plugin hands to the trainer, as a callback: the one thing axolotl lets it pass in.
+@dataclass(eq=False)
+class AOTSetup(TrainerCallback):
+    """The settings of a run, as a callback: the one thing that axolotl lets a plugin pass to a trainer.
 
-    args: the YAML's `aot_` keys. reference: the reference model that axolotl loaded for full
-    fine-tuning, or None. output_dir, lora_model_dir: the YAML's keys. adapter: whether it names an
-    adapter; None where there is no YAML, and models are to be taken as they come. auto_resume: whether
-    axolotl chooses the checkpoint to resume from. reference_folder: where the reference's
-    log-probabilities are kept that are computed before training; None where they are not.
-
-    record: what the trainer hands back when it has trained, for the report; on the main process only.
-
-    As an `ExportableState` it is written into every checkpoint: run_settings, what must not change when
-    a run is resumed, by YAML key; one_label_steps, how many sorts so far had one label only.
+    args: the YAML's `aot_` keys. reference: the reference model that axolotl loaded for full fine-tuning, or
+    None. output_dir, lora_model_dir: the YAML's keys. adapter: whether it names an adapter; None where there
+    is no YAML, and models are to be taken as they come. auto_resume: whether axolotl chooses the checkpoint
+    to resume from. reference_folder: where the reference's log-probabilities are kept that are computed
+    before training; None where they are not.
     """
 
-    def __init__(
-        self,
-        args: AOTArgs | None = None,
-        reference: PreTrainedModel | None = None,
-        output_dir: str | None = None,
-        adapter: bool | None = None,
-        lora_model_dir: str | None = None,
-        auto_resume: bool = False,
-        reference_folder: Path | None = None,
-    ):
-        self.args = args or AOTArgs()
-        self.reference = reference
-        self.output_dir = output_dir
-        self.adapter = adapter
-        self.lora_model_dir = lora_model_dir
-        self.auto_resume = auto_resume
-        self.reference_folder = reference_folder
-        self.run_settings: dict[str, Any] = {}
-        self.one_label_steps = 0
-        self.record: ScoredRun | None = None
+    args: AOTArgs = field(default_factory=AOTArgs)
+    reference: PreTrainedModel | None = None
+    output_dir: str | None = None
+    adapter: bool | None = None
+    lora_model_dir: str | None = None
+    auto_resume: bool = False
+    reference_folder: Path | None = None
 
     @classmethod
-    def among(cls, callbacks: list[TrainerCallback] | None) -> "AOTSetup":
+    def from_callbacks(cls, callbacks: list[TrainerCallback] | None) -> "AOTSetup":
         """The setup among a trainer's callbacks; one of defaults where there is none."""
         return next((c for c in callbacks or [] if isinstance(c, cls)), None) or cls()
 
-    def state(self) -> dict[str, Any]:
-        """What transformers writes into a checkpoint's trainer state."""
-        saved = {"run_settings": self.run_settings, "one_label_steps": self.one_label_steps}
-        return {"args": {}, "attributes": saved}
 
-    def models(
-        self,
-        model: PreTrainedModel,
-        reference: PreTrainedModel | None,
-        peft_config: PeftConfig | None,
-    ) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
-        """Policy and reference: as axolotl loaded them to train; trained, for evaluation.
+def training_args(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be added to the training arguments that axolotl makes of a validated config."""
+    args = {key: cfg[key] for key in SAME_NAME if cfg.get(key) is not None}
+    args["precompute_ref_log_probs"] = False  # TRL's own, before the model is wrapped; see `precompute`
+    if not cfg.get("max_steps"):
+        # axolotl's number of steps leaves the end of the last epoch out where epochs end with a small step
+        args["max_steps"] = -1
+    if active_rl(cfg) == "aot_unpaired":
+        args.update(UNPAIRED)
+    if cfg.get("early_stopping_patience"):
+        args.setdefault("metric_for_best_model", "eval_loss")
+    # as for supervised fine-tuning: on demand, and with early stopping where checkpoints are of evaluated
+    # steps, which axolotl's validation sees to where both keys are set (its default, false, cannot be told
+    # from false in the YAML)
+    stops_early = cfg.get("early_stopping_patience") and cfg.get("save_steps") and cfg.get("eval_steps")
+    args["load_best_model_at_end"] = bool(cfg.get("load_best_model_at_end") or stops_early)
+    return args
 
-        `axolotl evaluate` loads `base_model`, and neither the adapter nor a reference: the base model
-        would be compared with itself. To train, axolotl hands over a `peft_config` or a reference.
 
-        Raises:
-            AOTConfigError: `lora_model_dir` in training, or nothing trained where it is to be evaluated.
-        """
-        if self.adapter is None:
-            return model, reference
-        if self.adapter:
-            if peft_config is None:
-                return load_adapter(model, self._trained(ADAPTER_CONFIG)), reference
-            if self.lora_model_dir:
-                raise AOTConfigError(
-                    f"`lora_model_dir: {self.lora_model_dir}`: axolotl starts every RL run with a new "
-                    "adapter and would ignore it; merge it into base_model first (axolotl merge-lora), "
-                    "or use resume_from_checkpoint"
-                )
-            return model, reference
-        reference = reference or self.reference
-        if reference is not None:
-            return model, reference
-        attention = model.config._attn_implementation  # where transformers keeps what it was told
-        policy = type(model).from_pretrained(
-            self._trained("config.json"), dtype=model.dtype, attn_implementation=attention
-        )
-        return policy, model
-
-    def _trained(self, file: str) -> str:
-        folder = self.lora_model_dir or self.output_dir
-        if not (Path(folder) / file).is_file():
-            raise AOTConfigError(
-                f"nothing trained in {folder} (no {file}): train first, or set "
-                f"{'lora_model_dir' if self.adapter else 'output_dir'}"
-            )
-        return folder
+def callbacks(cfg: Mapping[str, Any]) -> list[TrainerCallback]:
+    """The callbacks that go with `training_args`."""
+    patience = cfg.get("early_stopping_patience")
+    return [EarlyStoppingCallback(patience)] if patience else []

@@ -162,12 +162,15 @@ def test_bfloat16_is_as_close_to_float64_as_all_logits_are(name, mode, frozen, c
     wanted = gradients(exact, reference)
     attach(model)
     found = {}
-    for plain in (True, False):
+    for full_logits in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast"):
-            logprobs = completion_logprobs(model, **batch(), plain=plain).logprobs
-        found[plain] = (float((logprobs - reference).norm()), distance(gradients(model, logprobs), wanted))
-    for own, plain in zip(found[False], found[True], strict=True):
-        assert 0 < own <= 1.5 * plain
+            logprobs = completion_logprobs(model, **batch(), full_logits=full_logits).logprobs
+        found[full_logits] = (
+            float((logprobs - reference).norm()),
+            distance(gradients(model, logprobs), wanted),
+        )
+    for own, full_logits in zip(found[False], found[True], strict=True):
+        assert 0 < own <= 1.5 * full_logits
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -252,8 +255,8 @@ def test_what_accelerate_wraps_around_a_forward_pass(accelerator, adapter):
     assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
     if adapter:
         with torch.no_grad():
-            kept = completion_logprobs(wrapped, **batch(), keep=True)
-        again = completion_logprobs(wrapped, **batch(), known=kept.tokens).logprobs
+            kept = completion_logprobs(wrapped, **batch(), save_grad=True)
+        again = completion_logprobs(wrapped, **batch(), cached_scores=kept.tokens).logprobs
         assert distance(gradients(model, again), wanted) <= 1e-5
 
 
@@ -265,8 +268,8 @@ def one_process_group(tmp_path):
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen head", "trained head"])
-@pytest.mark.parametrize("plain", [False, True])
-def test_fsdp2_in_mixed_precision_rounds_no_log_probability(one_process_group, plain, frozen):
+@pytest.mark.parametrize("full_logits", [False, True])
+def test_fsdp2_in_mixed_precision_rounds_no_log_probability(one_process_group, full_logits, frozen):
     """Its policy, as accelerate sets it, casts what a model returns."""
     alone, sharded = (make("llama", torch.bfloat16), make("llama", torch.float32))
     sharded.load_state_dict({k: v.float() for k, v in alone.state_dict().items()})
@@ -276,8 +279,8 @@ def test_fsdp2_in_mixed_precision_rounds_no_log_probability(one_process_group, p
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)
     for module in (*sharded.model.layers, sharded):
         fully_shard(module, mesh=one_process_group, mp_policy=policy, reshard_after_forward=True)
-    expected = completion_logprobs(alone, **batch(), plain=plain)
-    scores = completion_logprobs(sharded, **batch(), plain=plain)
+    expected = completion_logprobs(alone, **batch(), full_logits=full_logits)
+    scores = completion_logprobs(sharded, **batch(), full_logits=full_logits)
     assert scores.logprobs.dtype == torch.float32
     assert scores.logprobs.tolist() == pytest.approx(expected.logprobs.tolist(), rel=5e-3)
     # of bfloat16 there are no more than 256 between two powers of 2
@@ -297,11 +300,11 @@ def test_what_scoring_found_is_as_good_as_the_head(layouts, chunk):
     wanted = gradients(model, one_by_one(model))
     attach(model)
     with torch.no_grad():
-        scored = completion_logprobs(model, **batch(), layout=layouts[0], keep=True)
+        scored = completion_logprobs(model, **batch(), layout=layouts[0], save_grad=True)
     calls = []
     model.get_output_embeddings().register_forward_pre_hook(lambda module, args: calls.append(args[0].shape))
     known = scored.tokens.of(scored.lengths, list(range(len(SIZES))))
-    scores = completion_logprobs(model, **batch(), layout=layouts[1], known=known)
+    scores = completion_logprobs(model, **batch(), layout=layouts[1], cached_scores=known)
     assert torch.equal(scores.logprobs, scored.logprobs)
     assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
 
@@ -310,7 +313,7 @@ def test_a_trained_head_keeps_nothing():
     model = make("llama")
     attach(model)
     with torch.no_grad():
-        assert completion_logprobs(model, **batch(), keep=True).tokens.gradient is None
+        assert completion_logprobs(model, **batch(), save_grad=True).tokens.gradient is None
 
 
 # --- Memory ----------------------------------------------------------------------------------
@@ -337,10 +340,12 @@ def test_no_more_than_a_chunk_of_logits_exists(frozen, monkeypatch):
     attach(model)
     monkeypatch.setitem(head.LOGITS_BYTES, "cpu", 4 * VOCABULARY * 5)
     largest = {}
-    for plain in (False, True):
+    for full_logits in (False, True):
         with Largest() as mode:
-            (WEIGHTS * completion_logprobs(model, **batch(), plain=plain).logprobs).sum().backward()
-        largest[plain] = mode.elements
+            (
+                WEIGHTS * completion_logprobs(model, **batch(), full_logits=full_logits).logprobs
+            ).sum().backward()
+        largest[full_logits] = mode.elements
     assert largest[False] <= max(5 * VOCABULARY, 32 * VOCABULARY)  # the weights' own gradient has 32 rows
     assert largest[True] == len(SIZES) * max(map(sum, SIZES)) * VOCABULARY
 

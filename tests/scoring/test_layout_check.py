@@ -1,4 +1,4 @@
-"""Which way of scoring a model gets, and what is said where it is not the shortest."""
+"""Which strategy of scoring a model gets, and what is said where it is not the shortest."""
 
 import logging
 
@@ -7,14 +7,14 @@ import torch
 
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.forward import attach, completion_logprobs
-from axolotl_aot.scoring.layout_check import ONE_ROW, PADDED, PADDING_FREE, find_way, make_probe
+from axolotl_aot.scoring.layout_check import ONE_ROW, PADDED, PADDING_FREE, make_probe, select_strategy
 from tests.architectures import make
 from tests.scoring.test_forward import batch
 
 BINNED = PADDING_FREE["sdpa"]
 
 
-def way_of(model, **options):
+def strategy_of(model, **options):
     attach(model)
     arguments = {
         "attention": "sdpa",
@@ -25,14 +25,14 @@ def way_of(model, **options):
     }
 
     @torch.no_grad()
-    def score(probe, way):
-        return completion_logprobs(model, **probe, layout=way.layout, plain=way.plain)
+    def score(probe, strategy):
+        return completion_logprobs(model, **probe, layout=strategy.layout, full_logits=strategy.full_logits)
 
-    return find_way(score, make_probe(batch()), **{**arguments, **options})
+    return select_strategy(score, make_probe(batch()), **{**arguments, **options})
 
 
 @pytest.mark.parametrize(
-    ("options", "way"),
+    ("options", "strategy"),
     [
         ({}, BINNED),
         ({"padding_free": True}, BINNED),
@@ -45,31 +45,31 @@ def way_of(model, **options):
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_attention_and_the_yaml_decide(options, way, dtype, caplog):
+def test_the_attention_and_the_yaml_decide(options, strategy, dtype, caplog):
     with caplog.at_level(logging.WARNING):
-        assert way_of(make("llama", dtype), **options) == way
+        assert strategy_of(make("llama", dtype), **options) == strategy
     assert not caplog.text
 
 
 def test_attention_that_mixes_a_rows_sequences_is_not_used_so(caplog):
     model = make("qwen3_next")  # its linear attention carries a state over the whole row
     with caplog.at_level(logging.WARNING):
-        assert way_of(model) == PADDED
+        assert strategy_of(model) == PADDED
     assert "Qwen3NextForCausalLM is scored with padding" in caplog.text and "nats a token" in caplog.text
     with pytest.raises(AOTConfigError, match="`aot_padding_free: true` does not fit Qwen3NextForCausalLM"):
-        way_of(model, padding_free=True)
+        strategy_of(model, padding_free=True)
 
 
 def test_a_backend_that_cannot_is_an_error_only_where_it_was_asked_for():
     message = "`aot_padding_free: true` with `attn_implementation: eager`.*flash_attention_2.*sdpa"
     with pytest.raises(AOTConfigError, match=message):
-        way_of(make("llama"), attention="eager", padding_free=True)
+        strategy_of(make("llama"), attention="eager", padding_free=True)
 
 
 def test_a_model_that_is_built_otherwise_is_scored_by_all_logits(caplog):
     model = make("opt", word_embed_proj_dim=32, ffn_dim=64)  # the head's model has no body to stand in for
     with caplog.at_level(logging.WARNING):
-        assert way_of(model) == PADDED._replace(plain=True)
+        assert strategy_of(model) == PADDED._replace(full_logits=True)
     assert "OPTForCausalLM: all logits are computed and kept" in caplog.text
     assert "OPTForCausalLM is scored with padding" in caplog.text  # positions come from the mask
 
@@ -86,5 +86,5 @@ def test_logits_that_depend_on_each_other_are_noticed(caplog):
 
     model.forward = forward
     with caplog.at_level(logging.WARNING):
-        assert way_of(model, padding_free=False) == PADDED._replace(plain=True)
+        assert strategy_of(model, padding_free=False) == PADDED._replace(full_logits=True)
     assert "log-probabilities are off by" in caplog.text

@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import AutoConfig, BitsAndBytesConfig
 
-from axolotl_aot.scoring.reference_cache import ReferenceFileError, References, digest, fingerprint
+from axolotl_aot.scoring.reference_cache import ReferenceCache, ReferenceFileError, digest, fingerprint
 
 
 def test_what_is_saved_is_loaded(tmp_path):
     path = tmp_path / "new/folder/file.safetensors"
     scored = {digest([1, 2], [3]): -1.5, digest([1], [2, 3]): -0.25}
-    saved = References(path, "model")
+    saved = ReferenceCache(path, "model")
     saved.update(scored.items())
     saved.save()
-    loaded = References(path, "model")
+    loaded = ReferenceCache(path, "model")
     loaded.load()
     assert len(loaded) == 2
     assert (loaded.lookup([1, 2], [3]), loaded.lookup([1], [2, 3])) == (-1.5, -0.25)
@@ -23,7 +23,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 
 def test_no_file_is_no_fault(tmp_path):
-    references = References(tmp_path / "none", "model")
+    references = ReferenceCache(tmp_path / "none", "model")
     references.load()
     assert len(references) == 0
 
@@ -34,19 +34,19 @@ def test_where_the_prompt_ends_matters():
 
 
 def test_another_models_file_under_this_ones_name(tmp_path):
-    References(tmp_path / "file", "one").save()
+    ReferenceCache(tmp_path / "file", "one").save()
     with pytest.raises(ReferenceFileError, match="damaged or another model's"):
-        References(tmp_path / "file", "other").load()
+        ReferenceCache(tmp_path / "file", "other").load()
 
 
 def test_one_flipped_bit_is_noticed(tmp_path):
-    references = References(tmp_path / "file", "model")
+    references = ReferenceCache(tmp_path / "file", "model")
     references.update([(digest([1], [2]), -1.0)])
     references.save()
     whole = references.path.read_bytes()
     for i in range(len(whole)):
         references.path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
-        loaded = References(references.path, "model")
+        loaded = ReferenceCache(references.path, "model")
         try:
             loaded.load()
         except ReferenceFileError:

@@ -1,0 +1,34 @@
+"""The reference's log-probabilities: its own model, or the policy without its adapter."""
+
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from transformers import Trainer
+from trl.trainer.utils import use_adapter
+
+from axolotl_aot.scoring.batches import REFERENCE, Batch
+from axolotl_aot.scoring.scorer import Scorer
+
+
+class Reference:
+    """Scores batches under the reference of a TRL trainer, whose models an engine may wrap meanwhile."""
+
+    def __init__(self, trainer: Trainer, scorer: Scorer):
+        self._trainer = trainer
+        self._scorer = scorer
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """In nats, of each of the batch's sequences: looked up by the collator before, or scored now."""
+        if REFERENCE in batch:
+            return batch[REFERENCE].T.flatten()
+        return self.score(batch)
+
+    def score(self, batch: Batch) -> Tensor:
+        """Scored now, in nats, shape (sequences,)."""
+        trainer = self._trainer
+        if trainer.ref_model is not None:
+            return self._scorer.scores_without_gradients(trainer.ref_model, batch).logprobs
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        if not is_peft_model(policy):
+            return self._scorer.scores_without_gradients(trainer.model, batch).logprobs
+        with use_adapter(policy, "ref" if "ref" in policy.peft_config else None):
+            return self._scorer.scores_without_gradients(trainer.model, batch).logprobs

@@ -1,0 +1,49 @@
+"""Checks of scores before they are used: finite, and without rewards where nothing was trained yet."""
+
+from torch import Tensor
+
+from axolotl_aot.training.objective import Scores
+
+CAUSES = {
+    "policy": "training has diverged (lower learning_rate, or set max_grad_norm), or fp16 "
+    "overflows (use bf16)",
+    "reference": "the base model overflows in this precision (use bf16 or fp32 in place of fp16) or its "
+    "weights hold such values",
+}
+
+
+def require_finite(scores: Scores, step: int) -> None:
+    """Raises FloatingPointError where log-probabilities are NaN or infinite.
+
+    step: the optimizer step, from 1, for the message.
+    """
+    for name, values in (("reference", scores.reference), ("policy", scores.policy)):
+        bad = int((~values.isfinite()).sum())
+        if bad:
+            raise FloatingPointError(
+                f"step {step}: {bad} of {len(values)} log-probabilities under the {name} are NaN or "
+                f"infinite. Likely cause: {CAUSES[name]}."
+            )
+
+
+def require_no_rewards(scores: Scores, epsilon: float) -> None:
+    """Before the first step policy and reference are the same model; raises RuntimeError where they differ.
+
+    epsilon: of the floating-point type that the models compute in.
+    """
+    apart = difference(scores.policy, scores.reference, epsilon)
+    if apart:
+        raise RuntimeError(
+            "policy and reference differ before any training: their log-probabilities are "
+            f"{apart}. Likely cause: an adapter that does not begin as the base model "
+            "(peft_init_lora_weights: use the default), or, with precompute_ref_log_probs, a file of "
+            "another model's (delete aot_references in dataset_prepared_path)."
+        )
+
+
+def difference(logprobs: Tensor, others: Tensor, epsilon: float) -> str | None:
+    """How far two scorings of the same completions are apart; None where rounding explains it."""
+    apart, size = (logprobs - others).abs().sum(), others.abs().sum()
+    if apart <= max(1e-4, 4 * epsilon) * (size + len(others)):
+        return None
+    return f"{apart:.3g} nats apart, of {size:.3g}"

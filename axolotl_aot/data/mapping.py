@@ -52,7 +52,7 @@ class RowMapper:
     weights: bool
 
     def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        """The samples of a batch of rows; those that are not used have a STATUS, and no tokens.
+        """The samples of a batch of rows, each with its STATUS; those that are not used have no tokens.
 
         Raises:
             AOTDataError: a row that cannot be used, unless `on_bad_rows: drop`; a sample that is too long

@@ -23,7 +23,7 @@ def test_every_type_is_in_the_table():
 
     shown = {(rl, yaml.safe_load(entry)["type"]) for rl, _, _, entry in CASES if "type: {" not in entry}
     assert {(rl, kind) for rl, kinds in TYPES.items() for kind in kinds} <= shown
-    assert len(CASES) == 12
+    assert len(CASES) == 13
 
 
 @pytest.mark.parametrize(("rl", "what", "row", "entry"), CASES, ids=[c[1] for c in CASES])

@@ -1,7 +1,8 @@
 """Preference data as people have it: from rows of any shape to tokens that the trainers take.
 
-From the bottom up: what a row gives (`rows`), an entry of `datasets:` and its options (`entry`,
-`messages`, `thresholds`), one module per `type:` (`chat_template`, `pairs`, `scored`, `ranked`,
-`axolotl_types`), the table of them (`types`); then text and tokens (`rendering`), batches of rows
-(`mapping`), what became of them (`accounts`), and whole data sets (`pipeline`). Imports nothing here.
+What a row gives (`rows`), what an entry of `datasets:` may say (`entry`, `messages` for conversations,
+`thresholds` for scores), and one module per `type:` with a table of all (`types`). Then an entry's rows
+(`sources`), its chat template (`templates`), text and tokens (`rendering`), samples with what became of
+them (`mapping`, `row_counts`), the balance of labels (`labels`), and what is kept on the disk (`prepared`).
+`pipeline` puts these together for a run.
 """

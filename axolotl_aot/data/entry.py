@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from axolotl_aot.data.rows import BadRow, Example, need, number
+from axolotl_aot.data.rows import BadRow, Example, number, require_field
 from axolotl_aot.errors import AOTDataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-# Options that say which rows are read; axolotl's own loader takes them.
+# Options that say which rows are read: axolotl's own, and its loader takes them.
 SOURCE = (
     "path",
     "name",
@@ -30,7 +30,7 @@ SOURCE = (
     "shards_idx",
 )
 
-# Under which names a column is looked for, where the entry does not name it: the first that is there.
+# The names under which a column is looked for where the entry does not name it; the first one found is taken.
 USUAL_COLUMNS = {
     "field_messages": (
         "messages",
@@ -72,13 +72,13 @@ class LabelValues(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _both_sides(cls, value: Any) -> Any:
+    def _is_mapping(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError("write `label_values: {positive: [...], negative: [...]}`")
         return value
 
     @model_validator(mode="after")
-    def _no_value_of_both(self) -> "LabelValues":
+    def _no_value_twice(self) -> "LabelValues":
         both = set(map(_plain, self.positive)) & set(map(_plain, self.negative))
         if both:
             raise ValueError(f"{_listed(list(both))}: positive and negative at once")
@@ -86,9 +86,9 @@ class LabelValues(BaseModel):
 
     @cached_property
     def meaning(self) -> dict[Value, bool]:
-        """Whether a value is positive; of text, whatever its case and the space around it."""
-        sides = ((self.negative, False), (self.positive, True))
-        return {_plain(value): meaning for values, meaning in sides for value in values}
+        """Whether a value is positive; for text in lower case, without space around it."""
+        meaning = {_plain(value): False for value in self.negative}
+        return meaning | {_plain(value): True for value in self.positive}
 
 
 USUAL_LABELS = LabelValues(
@@ -114,12 +114,12 @@ USUAL_LABELS = LabelValues(
 
 
 class Source(NamedTuple):
-    """What a type may need to get ready: the data set, its split's entries, and the run."""
+    """What a type may need before it reads rows: the data set, the run, and the entries beside its own."""
 
     dataset: "Dataset"
     cfg: Any
     position: int  # of the entry in `datasets:` or `test_datasets:`
-    entries: list[dict[str, Any]]  # as axolotl knows them
+    entries: list[dict[str, Any]]  # all of that list, with the options that axolotl knows
     tokenizer: "PreTrainedTokenizerBase"
 
 
@@ -127,7 +127,7 @@ class Entry(BaseModel):
     """What every type takes. Subclasses add their own options, and read rows."""
 
     model_config = ConfigDict(extra="forbid")
-    # columns that a data set may lack; the others are asked for in every row
+    # options whose columns a data set may lack; without one of the others it is refused
     optional: ClassVar[set[str]] = set()
 
     path: str
@@ -144,7 +144,7 @@ class Entry(BaseModel):
     field_weight: str | None = None
 
     @model_validator(mode="after")
-    def _shard_of_something(self) -> "Entry":
+    def _shards_are_set(self) -> "Entry":
         if self.shards_idx is not None and self.shards is None:
             raise ValueError(f"`shards_idx: {self.shards_idx}` needs `shards`, their number")
         return self
@@ -154,15 +154,19 @@ class Entry(BaseModel):
         return {key: value for key in SOURCE if (value := getattr(self, key)) is not None}
 
     def prepare(self, source: Source) -> "tuple[Entry, Dataset]":
-        """Called once per data set, before its rows are read: what depends on all of it.
+        """The entry ready to read rows, and the rows: called once, for what depends on the whole data set.
 
         Raises:
-            AOTDataError: nothing of the data set can be used this way.
+            AOTDataError: an option names no column of the data set, or does not fit its rows.
         """
-        return self.located(source.dataset.column_names), source.dataset
+        return self.resolve_columns(source.dataset.column_names), source.dataset
 
-    def located(self, columns: list[str]) -> "Entry":
-        """The entry with the name of every column that it reads."""
+    def resolve_columns(self, columns: list[str]) -> "Entry":
+        """The entry with its `field_` options set to columns: those that it names, else the usual ones.
+
+        Raises:
+            AOTDataError: a column that it names, or must have, is not there.
+        """
         update = {}
         for option in type(self).model_fields:
             if not option.startswith("field_"):
@@ -196,7 +200,7 @@ class Entry(BaseModel):
         """The row's weight, above 0; 1 where the entry names no column."""
         if self.field_weight is None:
             return 1.0
-        weight = number(need(row, self.field_weight), self.field_weight)
+        weight = number(require_field(row, self.field_weight), self.field_weight)
         if weight <= 0:
             raise BadRow(f"field `{self.field_weight}`: the weight {weight:g} is not above 0")
         return weight
@@ -220,11 +224,15 @@ class LabelledEntry(Entry):
         return self
 
     def label_of(self, row: Mapping[str, Any]) -> bool:
-        """Whether the row's completion is a good one."""
+        """Whether the row's completion is a good one.
+
+        Raises:
+            BadRow: the row has no label, or one of unknown meaning.
+        """
         if self.label is not None:
             return self.label
         field = self.field_label or "label"
-        value = need(row, field)
+        value = require_field(row, field)
         values = self.label_values or USUAL_LABELS
         meaning = values.meaning.get(_plain(value)) if isinstance(value, Value) else None
         if meaning is not None:

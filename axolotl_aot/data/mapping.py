@@ -9,20 +9,19 @@ from datasets import List as ListOf
 
 from axolotl_aot.data.entry import Entry
 from axolotl_aot.data.rendering import Renderer, Text, Tokens, tokenize
-from axolotl_aot.data.rows import BadRow, Example
-from axolotl_aot.data.types.ranked import FIRST_ROW, ROWS
+from axolotl_aot.data.rows import FIRST_ROW, ROWS, BadRow, Example
 from axolotl_aot.errors import AOTDataError
 
-# The completions of a sample, in `Example.completions`' order.
+# The completions of a sample, in the order of `Example.completions`.
 COMPLETIONS = {"aot": ("chosen", "rejected"), "aot_unpaired": ("completion",)}
 
-# What became of a sample, or of a row: the values of the column FATE.
+# The values of the column STATUS: what became of a sample, or, where it is BAD, of a row.
 USED, TRUNCATED, TOO_LONG, LEFT_OUT, BAD = range(5)
-FATE = "aot_fate"
+STATUS = "aot_status"
 
 
 def features(rl: str, weights: bool) -> Features:
-    """The columns of prepared data; besides, while it is prepared, FATE."""
+    """The columns of prepared data, and STATUS, which is removed when the samples have been counted."""
     completions = COMPLETIONS[rl]
     columns: dict[str, Any] = {name: Value("string") for name in ("prompt", *completions)}
     columns |= {f"{name}_ids": ListOf(Value("int32")) for name in ("prompt", *completions)}
@@ -30,15 +29,16 @@ def features(rl: str, weights: bool) -> Features:
         columns["label"] = Value("bool")
     if weights:
         columns["weight"] = Value("float32")
-    return Features({**columns, FATE: Value("int8")})
+    return Features({**columns, STATUS: Value("int8")})
 
 
 @dataclass
 class RowMapper:
     """For `Dataset.map(batched=True, with_indices=True)`: rows in, samples out.
 
-    where: the entry's name in messages. first_row: the number of the data set's first row.
-    too_long: axolotl's `excess_length_strategy`. columns: of the data set, for messages.
+    where: the entry's name in messages. first_row: the number of the data set's first row. columns: of the
+    data set, for messages. sequence_len: the most tokens of a prompt and one completion. too_long: what
+    happens beyond, axolotl's `excess_length_strategy`. weights: whether samples have a column of weights.
     """
 
     rl: str
@@ -52,7 +52,7 @@ class RowMapper:
     weights: bool
 
     def __call__(self, batch: Mapping[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
-        """The samples of a batch of rows; rows and samples that are not used have a FATE, and no tokens.
+        """The samples of a batch of rows, each with its STATUS; those that are not used have no tokens.
 
         Raises:
             AOTDataError: a row that cannot be used, unless `on_bad_rows: drop`; a sample that is too long
@@ -71,7 +71,7 @@ class RowMapper:
                         f"{self.where}, row {number}: {reason}. Columns: {', '.join(self.columns)}. "
                         "(`on_bad_rows: drop` leaves such rows out and counts them.)"
                     ) from reason
-                # the reason stands where a sample would have its prompt, until the rows are counted
+                # the reason is kept in the column of the prompts until the rows are counted
                 for _ in range(row.get(ROWS, 1)):
                     self._append(out, BAD, prompt=f"row {number}: {reason}")
         texts = [text for _, _, text in samples if text]
@@ -84,6 +84,7 @@ class RowMapper:
         return out
 
     def _numbers(self, rows: list[dict[str, Any]], indices: list[int]) -> Iterator[int]:
+        """The number of each row in its source, from 1."""
         return (
             row.get(FIRST_ROW, index + 1) + self.first_row - 1
             for row, index in zip(rows, indices, strict=True)
@@ -99,9 +100,10 @@ class RowMapper:
     def _use(
         self, out: dict[str, list[Any]], number: int, example: Example, text: Text, tokens: Tokens
     ) -> None:
+        """Append a sample, shortened or without its tokens where it is too long."""
         room = self.sequence_len - len(tokens.prompt)
         completions = [whole[len(text.prompt) :] for whole in text.wholes]
-        fate, ids = USED, tokens.completions
+        status, ids = USED, tokens.completions
         longest = max(map(len, ids))
         if longest > room:
             if self.too_long == "raise":
@@ -113,16 +115,16 @@ class RowMapper:
             if self.too_long == "drop" or room < 1:
                 self._append(out, TOO_LONG, label=example.label)
                 return
-            fate, ids = TRUNCATED, [each[:room] for each in ids]
+            status, ids = TRUNCATED, [each[:room] for each in ids]
             completions = [self.renderer.tokenizer.decode(each) for each in ids]
         named = zip(COMPLETIONS[self.rl], completions, ids, strict=True)
         values = {"prompt": text.prompt, "prompt_ids": tokens.prompt, "label": example.label}
         values["weight"] = example.weight
-        for name, completion, own_ids in named:
-            values |= {name: completion, f"{name}_ids": own_ids}
-        self._append(out, fate, **values)
+        for name, completion, completion_ids in named:
+            values |= {name: completion, f"{name}_ids": completion_ids}
+        self._append(out, status, **values)
 
     @staticmethod
-    def _append(out: dict[str, list[Any]], fate: int, **values: Any) -> None:
+    def _append(out: dict[str, list[Any]], status: int, **values: Any) -> None:
         for name, column in out.items():
-            column.append(fate if name == FATE else values.get(name))
+            column.append(status if name == STATUS else values.get(name))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from axolotl_aot.data.entry import Entry
-from axolotl_aot.data.rows import BadRow, Message, need
+from axolotl_aot.data.rows import BadRow, Message, require_field
 from axolotl_aot.errors import AOTDataError
 
 ROLES = {
@@ -16,7 +16,7 @@ ROLES = {
     "system": ["system"],
     "tool": ["tool"],
 }
-# Under which names a message's properties are looked for, where message_property_mappings has no say.
+# The names under which a message's properties are looked for, where `message_property_mappings` gives none.
 USUAL_PROPERTIES = {"role": ("role", "from"), "content": ("content", "value")}
 
 
@@ -38,21 +38,21 @@ class TemplateEntry(Entry):
 
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
         """The row's messages: of a list, of one message, or of a text, which is the user's."""
-        value = self.decoded(need(row, self.field_messages or "messages"))
+        value = self.decoded(require_field(row, self.field_messages or "messages"))
         if isinstance(value, str):
             if not value.strip():
                 raise BadRow(f"field `{self.field_messages}`: the prompt is empty")
             value = {"role": "user", "content": value}
         return self.messages(value, self.field_messages)
 
-    def prompt(self, row: Mapping[str, Any], own: list[Message] | None) -> list[Message]:
+    def prompt(self, row: Mapping[str, Any], leading_messages: list[Message] | None) -> list[Message]:
         """What a completion answers, its system message included.
 
-        own: what the completion's own conversation begins with, as `completion` returns it; where that is
-        None, the row's messages are the prompt.
+        leading_messages: those before the last one where the completion is a whole conversation, as
+            `completion` returns them; they are the prompt. Where None, the row's own messages are.
         """
-        if own is not None:
-            return self.with_system(own, row)
+        if leading_messages is not None:
+            return self.with_system(leading_messages, row)
         messages = self.conversation(row)
         if not messages:
             raise BadRow(f"field `{self.field_messages}`: the prompt is empty")
@@ -64,13 +64,13 @@ class TemplateEntry(Entry):
             )
         return self.with_system(messages, row)
 
-    def located(self, columns: list[str]) -> "Entry":
+    def resolve_columns(self, columns: list[str]) -> "Entry":
         if self.field_messages is None and {"instruction", "input"} <= set(columns):
             raise AOTDataError(
                 "both `instruction` and `input` could be the prompt, and neither is all of it; set "
                 "`field_messages` to one of them, or use a `type:` that joins them"
             )
-        return super().located(columns)
+        return super().resolve_columns(columns)
 
     def with_system(self, messages: list[Message], row: Mapping[str, Any]) -> list[Message]:
         """The messages with the row's system message, or without any (`drop_system_message`)."""
@@ -102,8 +102,8 @@ class TemplateEntry(Entry):
     def completion(self, value: Any, field: str) -> tuple[list[Message] | None, list[Message]]:
         """A completion: a text, a message, a list of the assistant's messages, or a conversation.
 
-        Returns the conversation's part before its last message, None for other values; and the
-        completion's messages.
+        Returns the messages before the last one, for a conversation; None for other values. And the
+        completion's own messages.
         """
         value = self.decoded(value)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -145,7 +145,7 @@ class TemplateEntry(Entry):
         return messages if are_messages else value
 
     def messages(self, value: Any, field: str) -> list[Message]:
-        """Messages as templates know them, from one or several of the user's."""
+        """Messages with the names and roles that templates know, from one message or several."""
         value = [value] if isinstance(value, Mapping) else value
         if not isinstance(value, list):
             raise BadRow(
@@ -213,7 +213,7 @@ class TemplateEntry(Entry):
 
 
 def without_nulls(value: Any) -> Any:
-    """A copy without the keys that are null: Arrow adds those of other rows to every row's mappings."""
+    """A copy without the keys that are null: in an Arrow table a mapping has the keys of all rows."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

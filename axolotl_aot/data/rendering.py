@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-PROBE = "§"  # an answer that begins like no other, and like no template
+PROBE = "§"  # an answer made up for comparison; no real answer and no template begins with it
 
 # What a chat template raises for messages that it was not made for.
 TEMPLATE_ERRORS = (TemplateError, TypeError, KeyError, ValueError)
@@ -31,7 +31,7 @@ class Text(NamedTuple):
 
 
 class Renderer:
-    """Renders examples: messages by the chat template; text is taken as it is.
+    """Makes text of examples: of messages by the chat template; text is taken as it is.
 
     template: the chat template; None where the examples are text. kwargs: of `chat_template_kwargs`.
     """
@@ -61,14 +61,15 @@ class Renderer:
         return Text(prompt, wholes, special=False)
 
     def _prefix(self, prompt: str, whole: str, example: Example) -> str:
-        """The prompt, as far as the whole begins with it; all of its messages must be in there.
+        """The part of the prompt that the whole text begins with; it must hold all of the prompt's messages.
 
-        Some templates begin the assistant's turn in another way than they render it, as with an empty
-        thought: there the completion begins where the two part.
+        Some templates ask for an answer with another text than they render before one, such as an empty
+        thought: there the completion begins where the two texts differ.
         """
         if whole.startswith(prompt):
             return prompt
-        # where the template's own text parts: what an answer begins with must not count, so another is tried
+        # the answer may by chance begin like the text that asks for one: made-up answers do not, and show
+        # where the template's own text differs
         others = [self._render([*example.prompt, probe], example.tools) for probe in _probes(example)]
         length = min(_common_length(prompt, text) for text in (whole, *others))
         if length <= len(self._render(example.prompt, example.tools)):
@@ -83,8 +84,8 @@ class Renderer:
         return prompt[:length]
 
     def _plain(self, prompt: str, completions: tuple[str, ...]) -> Text:
-        # as TRL does with text: the end-of-sequence token is written where it is missing; one at the
-        # beginning is the tokenizer's to add, unless it is there
+        # As in TRL, an end-of-sequence token is written where the text lacks one; the beginning-of-sequence
+        # token is added by the tokenizer, unless the prompt begins with it.
         eos, bos = self.tokenizer.eos_token or "", self.tokenizer.bos_token
         wholes = [prompt + (c if c.endswith(eos) else c + eos) for c in completions]
         return Text(prompt, wholes, special=not (bos and prompt.startswith(bos)))
@@ -97,7 +98,7 @@ class Renderer:
             try:
                 return self._applied(attempt, tools, add_generation_prompt)
             except TEMPLATE_ERRORS as error:
-                failure = failure or error  # the failure with the messages as they are says more
+                failure = failure or error  # the first one, of the messages as they are, says more
         roles = ", ".join(message["role"] for message in messages)
         raise BadRow(f"the chat template fails for messages of {roles}: {failure}") from failure
 
@@ -136,7 +137,7 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[Text]) -> list[To
             found[i].append(split)
     tokens = []
     for wholes in found.values():
-        # completions share their prompt's tokens, whatever a token over the boundary looks like
+        # completions share their prompt's tokens: as many as all of the whole texts begin with
         first, length = wholes[0]
         for ids, end in wholes[1:]:
             length = _common_length(first[:length], ids[:end])
@@ -152,8 +153,8 @@ def _splits(
     encoded = tokenizer(wholes, **options)
     ids = encoded["input_ids"]
     if not tokenizer.is_fast:
-        own = tokenizer(prompts, **options)["input_ids"]
-        return [(whole, _common_length(whole, prompt)) for whole, prompt in zip(ids, own, strict=True)]
+        prompt_ids = tokenizer(prompts, **options)["input_ids"]
+        return [(whole, _common_length(whole, prompt)) for whole, prompt in zip(ids, prompt_ids, strict=True)]
     return [
         (ids[i], _end(encoded, i, len(prompt), len(whole)))
         for i, (whole, prompt) in enumerate(zip(wholes, prompts, strict=True))
@@ -162,7 +163,8 @@ def _splits(
 
 def _end(encoded: "BatchEncoding", i: int, prompt: int, whole: int) -> int:
     """The number of tokens that end within the prompt's characters."""
-    # a character that the tokenizer drops, or white space whose offsets it trims, has no token
+    # The completion's first character may belong to no token: some tokenizers drop characters, or leave white
+    # space out of the offsets of tokens. Then the next one is asked for.
     tokens = (encoded.char_to_token(i, character) for character in range(prompt, whole))
     end = next((token for token in tokens if token is not None), len(encoded["input_ids"][i]))
     while end and (span := encoded.token_to_chars(i, end - 1)) and span.end > prompt:
@@ -171,7 +173,7 @@ def _end(encoded: "BatchEncoding", i: int, prompt: int, whole: int) -> int:
 
 
 def _common_length(first: Sequence, second: Sequence) -> int:
-    """How many items two sequences have in common at their beginning."""
+    """How many items two sequences have in common from the beginning."""
     shorter = min(len(first), len(second))
     if first[:shorter] == second[:shorter]:
         return shorter
@@ -179,24 +181,24 @@ def _common_length(first: Sequence, second: Sequence) -> int:
 
 
 def _attempts(messages: list[Message]) -> list[list[Message]]:
-    """The messages, and, as not every template expects null content, the same with empty text there."""
+    """The messages; and, for templates that fail on null content, the same with empty text in its place."""
     if all(message["content"] is not None for message in messages):
         return [messages]
     return [messages, [{**message, "content": message["content"] or ""} for message in messages]]
 
 
 def _probes(example: Example) -> list[Message]:
-    """Answers that begin in another way than any of the example's, with a thought where it has one."""
+    """Made-up answers to compare with, without a thought and, where the example has thoughts, with one."""
     text = {"role": "assistant", "content": PROBE}
     thinks = any(message.get("reasoning_content") for c in example.completions for message in c)
     return [text, {**text, "reasoning_content": PROBE}] if thinks else [text]
 
 
 def _require_all_there(example: Example, prompt: str, completions: list[str]) -> None:
-    """Nothing that a template ignores may be trained without: what is not in the text is an error.
+    """Refuse an example of which the template leaves something out: it would be trained without that.
 
-    The last line of each text is looked for, as templates strip and split. What the assistant thought in
-    earlier turns is dropped by many templates on purpose.
+    Of each text the last line is looked for, as templates strip and split texts. What the assistant thought
+    in earlier turns may be missing: many templates leave that out on purpose.
     """
     for tool in example.tools or ():
         name = tool.get("function", tool).get("name")

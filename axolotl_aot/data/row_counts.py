@@ -1,22 +1,26 @@
-"""What became of the rows of each entry, for the log; and how the labels lie in an effective batch."""
+"""What became of the rows of each entry, as numbers and as a table for the log."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from axolotl_aot.data.mapping import BAD, FATE, LEFT_OUT, TOO_LONG, TRUNCATED, USED
+from axolotl_aot.data.mapping import BAD, LEFT_OUT, STATUS, TOO_LONG, TRUNCATED, USED
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# A warning is due where more than this share of the effective batches would hold one label only.
-OFTEN = 0.05
+# Which labels a table has lines for, and what it calls them. Pairs are all counted as positive.
+LABELS = {"aot": ((1, "pairs"),), "aot_unpaired": ((1, "positive"), (0, "negative"))}
 
 
 @dataclass
-class Account:
-    """Of one entry. Counts by label are [negative, positive]; of pairs, all stand under positive."""
+class RowCounts:
+    """Of one entry, as the record of prepared data keeps them.
+
+    entry: its name in messages. rows: of its source. used, truncated (used as well) and dropped (too long)
+    are [negative, positive]; pairs count as positive.
+    """
 
     entry: str
     rows: int
@@ -29,22 +33,22 @@ class Account:
 
     def add(self, mapped: "Dataset") -> np.ndarray:
         """Count the mapped samples of a data set; returns which of them are used, shape (samples,)."""
-        fates = _column(mapped, FATE)
-        labels = _column(mapped, "label") if "label" in mapped.column_names else np.ones_like(fates)
-        bad = np.flatnonzero(fates == BAD)
+        status = _column(mapped, STATUS)
+        labels = _column(mapped, "label") if "label" in mapped.column_names else np.ones_like(status)
+        bad = np.flatnonzero(status == BAD)
         self.bad += len(bad)
         if len(bad) and self.first_bad is None:
             self.first_bad = mapped[int(bad[0])]["prompt"]
-        self.left_out += int((fates == LEFT_OUT).sum())
-        kept = (fates == USED) | (fates == TRUNCATED)
+        self.left_out += int((status == LEFT_OUT).sum())
+        used = (status == USED) | (status == TRUNCATED)
         for counts, chosen in (
-            (self.used, kept),
-            (self.truncated, fates == TRUNCATED),
-            (self.dropped, fates == TOO_LONG),
+            (self.used, used),
+            (self.truncated, status == TRUNCATED),
+            (self.dropped, status == TOO_LONG),
         ):
             for label in (0, 1):
                 counts[label] += int((chosen & (labels == label)).sum())
-        return kept
+        return used
 
 
 def _column(mapped: "Dataset", name: str) -> np.ndarray:
@@ -52,19 +56,18 @@ def _column(mapped: "Dataset", name: str) -> np.ndarray:
     return mapped.data.column(name).cast("int8").fill_null(0).to_numpy()
 
 
-def table(rl: str, accounts: list[Account]) -> str:
-    """The accounts as text, one line per entry and label."""
-    sides = {"aot_unpaired": ((1, "positive"), (0, "negative")), "aot": ((1, "pairs"),)}[rl]
+def table(rl: str, entries: list[RowCounts]) -> str:
+    """The counts as text, one line per entry and label."""
     header = ("", "rows", "bad", "left out", "", "used", "truncated", "too long, dropped")
     lines = [header]
-    for account in accounts:
-        own = (account.entry, f"{account.rows:,}", f"{account.bad:,}", f"{account.left_out:,}")
-        for label, name in sides:
-            counts = account.used[label], account.truncated[label], account.dropped[label]
-            lines.append((*own, name, *(f"{count:,}" for count in counts)))
-            own = ("", "", "", "")
+    for entry in entries:
+        cells = (entry.entry, f"{entry.rows:,}", f"{entry.bad:,}", f"{entry.left_out:,}")
+        for label, name in LABELS[rl]:
+            counts = entry.used[label], entry.truncated[label], entry.dropped[label]
+            lines.append((*cells, name, *(f"{count:,}" for count in counts)))
+            cells = ("", "", "", "")  # the entry's name and rows stand in its first line only
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    texts = {0, 4}
+    texts = {0, 4}  # columns that are text, and aligned to the left
     return "\n".join(
         "  ".join(
             cell.ljust(width) if i in texts else cell.rjust(width)
@@ -72,13 +75,3 @@ def table(rl: str, accounts: list[Account]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def one_label_share(positives: int, negatives: int, size: int, stratified: bool) -> float:
-    """The share of batches of `size` samples that are to be expected to hold one label only."""
-    total = positives + negatives
-    if stratified:
-        batches = max(1, -(-total // size))
-        return max(0, batches - min(positives, negatives)) / batches
-    share = positives / total
-    return share**size + (1 - share) ** size

@@ -1,10 +1,14 @@
-"""What a row of the user's data gives, and how a row says that it cannot be used."""
+"""What a row of the user's data gives, and the error of a row that cannot be used."""
 
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 Message = dict[str, Any]
+
+# Columns of a row that `type: ranked` has put together from several rows: the number of the first of them in
+# its data set, from 1, and how many they are.
+FIRST_ROW, ROWS = "aot_row", "aot_rows"
 
 
 class BadRow(Exception):
@@ -16,8 +20,8 @@ class Example(NamedTuple):
 
     prompt: messages, or text that is formatted already. completions: of the same kind, one for
     `rl: aot_unpaired`; chosen and rejected for `rl: aot`. label: whether the completion is a good one;
-    None if the sample is left out, and for pairs that are used, True. tools: those that the prompt
-    offers. weight: its mass in its distribution, relative to the others'.
+    None if the sample is left out; of pairs, True if they are used. tools: those that the prompt
+    offers. weight: of the sample relative to the others, above 0.
     """
 
     prompt: list[Message] | str
@@ -27,7 +31,7 @@ class Example(NamedTuple):
     weight: float = 1.0
 
 
-def need(row: Mapping[str, Any], field: str) -> Any:
+def require_field(row: Mapping[str, Any], field: str) -> Any:
     """The row's value of a field; `BadRow` where it has none."""
     value = row.get(field)
     if value is None:

@@ -24,7 +24,7 @@ class Cut(NamedTuple):
 
 
 class Thresholds(BaseModel):
-    """Options by which scored completions become positive or negative; one of a side at most."""
+    """Options by which scored completions become positive or negative: at most one for each of the two."""
 
     positive_above: float | None = None
     negative_below: float | None = None
@@ -32,7 +32,7 @@ class Thresholds(BaseModel):
     negative_bottom: float | None = Field(default=None, gt=0, le=1)
 
     @model_validator(mode="after")
-    def _one_rule_a_side(self) -> "Thresholds":
+    def _one_rule_per_label(self) -> "Thresholds":
         for value, share in (("positive_above", "positive_top"), ("negative_below", "negative_bottom")):
             if getattr(self, value) is not None and getattr(self, share) is not None:
                 raise ValueError(f"set `{value}` or `{share}`, not both")
@@ -54,12 +54,12 @@ class Thresholds(BaseModel):
 
     @property
     def any_set(self) -> bool:
-        """Whether any of the four is."""
+        """Whether any of the four options is set."""
         return any(getattr(self, name) is not None for name in Thresholds.model_fields)
 
     @property
     def by_share(self) -> bool:
-        """Whether a cut depends on the scores."""
+        """Whether an option is a share, so that the cut depends on all scores."""
         return self.positive_top is not None or self.negative_bottom is not None
 
     def cut(self, scores: list[float]) -> Cut:
@@ -89,4 +89,5 @@ class Thresholds(BaseModel):
 
 
 def _count(share: float, scores: list[float]) -> int:
+    """How many scores a share is, at least one; 1e-9 makes up for rounding, as in 0.29 * 100."""
     return max(1, int(share * len(scores) + 1e-9))

@@ -198,7 +198,8 @@ def test_pairs_of_any_shape(shape):
         Example([USER], ([GOOD],), True),
         Example([USER], ([BAD],), False),
     ]
-    assert examples("aot", CHAT, row) == [Example([USER], ([GOOD], [BAD]), True)]
+    for options in (CHAT, {"type": "pairs"}):
+        assert examples("aot", options, row) == [Example([USER], ([GOOD], [BAD]), True)]
 
 
 @pytest.mark.parametrize(
@@ -467,7 +468,7 @@ BAD_ROWS = {
         {**LISTS, "scores": [1, 2]},
         "field `scores`: 2 values for the 3 completions of `completions`",
     ),
-    "no merit": (
+    "no score or rank": (
         RANKED,
         {"prompt": "a", "completions": [{"text": "b", "stars": 1}, {"text": "c", "stars": 2}]},
         "no score or rank in a completion with text, stars; set field_score or field_rank",

@@ -1,4 +1,4 @@
-"""Whole data sets through axolotl's own door: sources, counts, lengths, prepared data, labels."""
+"""Whole data sets as axolotl's commands load them: sources, counts, lengths, prepared data, labels."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from axolotl.common.datasets import load_preference_datasets
 from axolotl.loaders import load_tokenizer
 from datasets import Dataset, DatasetDict
 
-from axolotl_aot.data.row_counts import one_label_share
+from axolotl_aot.data.labels import one_label_share
 from axolotl_aot.dataset_hook import pipeline_of
 from tests.tiny import make_pairs, unpair, write_jsonl
 

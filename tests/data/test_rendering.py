@@ -100,35 +100,69 @@ def test_tokens_are_the_templates(family, name):
     assert completion["content"] is None or completion["content"].split()[0] in tokenizer.decode(answer)
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.template)
-def test_conversations_survive_a_file_and_axolotls_pipeline(load, base_config, tmp_path, family):
+@pytest.fixture
+def prepare(load, base_config, tmp_path):
+    """The training set of rows, in their order, as axolotl's commands load it with a family's tokenizer."""
     from axolotl.common.datasets import load_preference_datasets
 
-    tokenizer = tokenizer_of(family)
-    folder = tmp_path / "tokenizer"
-    tokenizer.save_pretrained(folder)
+    def prepare(family, rows: list[dict], rl: str, **options):
+        folder = tmp_path / "tokenizer"
+        tokenizer_of(family).save_pretrained(folder)
+        path = write_jsonl(tmp_path / "rows.jsonl", rows)
+        config = {
+            **base_config,
+            "rl": rl,
+            "tokenizer_config": str(folder),
+            "special_tokens": None,
+            "chat_template": family.template,
+            "sequence_len": 2048,
+            "shuffle_merged_datasets": False,
+            "skip_prepare_dataset": True,
+            "datasets": [{"path": str(path), **options}],
+        }
+        return load_preference_datasets(cfg=load(config)).train_dataset
+
+    return prepare
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.template)
+def test_conversations_survive_a_file_and_axolotls_pipeline(prepare, family):
     cases = conversations(family)
     rows = [
         {"messages": prompt, "completion": completion, "tools": tools, "label": i % 2 == 0}
         for i, (prompt, completion, tools) in enumerate(cases.values())
     ]
-    path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    config = {
-        **base_config,
-        "rl": "aot_unpaired",
-        "tokenizer_config": str(folder),
-        "special_tokens": None,
-        "chat_template": family.template,
-        "sequence_len": 2048,
-        "shuffle_merged_datasets": False,
-        "skip_prepare_dataset": True,
-        "datasets": [{"path": str(path), "type": "chat_template"}],
-    }
-    prepared = load_preference_datasets(cfg=load(config)).train_dataset
+    prepared = prepare(family, rows, "aot_unpaired", type="chat_template")
     assert len(prepared) == len(cases)
     for row, (prompt, completion, tools) in zip(prepared, cases.values(), strict=True):
         whole = oracle(family, [*prompt, completion], tools=tools)
         assert row["prompt_ids"] + row["completion_ids"] == whole
+
+
+@pytest.mark.parametrize("family", [FAMILIES["llama3"], FAMILIES["qwen_25"]], ids=lambda f: f.template)
+def test_pairs_are_the_templates_tokens_in_both_kinds_of_training(prepare, family):
+    worse = {"role": "assistant", "content": "Red, now and then."}
+    cases = conversations(family)
+    rows = [
+        {"thread": prompt, "good": completion, "poor": worse, "functions": tools, "w": float(i + 1)}
+        for i, (prompt, completion, tools) in enumerate(cases.values())
+    ]
+    names = {"field_messages": "thread", "field_chosen": "good", "field_rejected": "poor"}
+    options = {**names, "field_tools": "functions", "field_weight": "w"}
+    pairs = prepare(family, rows, "aot", type="pairs", **options)
+    answers = prepare(family, rows, "aot_unpaired", type="pairs", **options)
+    assert (len(pairs), len(answers)) == (len(cases), 2 * len(cases))
+    for i, (prompt, completion, tools) in enumerate(cases.values()):
+        for name, message, answer in (
+            ("chosen", completion, answers[2 * i]),
+            ("rejected", worse, answers[2 * i + 1]),
+        ):
+            whole = oracle(family, [*prompt, message], tools=tools)
+            assert pairs[i]["prompt_ids"] + pairs[i][f"{name}_ids"] == whole
+            assert answer["prompt_ids"] + answer["completion_ids"] == whole
+            assert answer["label"] is (name == "chosen")
+            assert pairs[i]["weight"] == answer["weight"] == i + 1
+    assert pairs[:] == prepare(family, rows, "aot", type="chat_template", **options)[:]
 
 
 def test_both_completions_of_a_pair_follow_the_same_tokens():

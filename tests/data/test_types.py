@@ -14,6 +14,29 @@ def test_each_type_takes_its_options():
     assert entry.source() == {"path": "a.jsonl"}
 
 
+def test_pairs_take_the_same_options_for_both_kinds_of_training():
+    options = {
+        "path": "a.jsonl",
+        "type": "pairs",
+        "split": "train[:9]",
+        "on_bad_rows": "drop",
+        "field_messages": "thread",
+        "field_chosen": "good",
+        "field_rejected": "poor",
+        "field_system": "role",
+        "field_tools": "functions",
+        "field_weight": "w",
+        "chat_template": "llama3",
+        "message_property_mappings": {"role": "who"},
+        "roles": {"user": ["customer"]},
+        "drop_system_message": True,
+    }
+    for rl in ("aot", "aot_unpaired"):
+        assert parse(rl, options, "").model_dump(exclude_unset=True) == options
+        with pytest.raises(AOTDataError, match="`label` is no option of `type: pairs`"):
+            parse(rl, {**options, "label": True}, "")
+
+
 def test_an_empty_option_is_one_that_is_not_set():
     entry = parse("aot", {"path": "a", "type": "chat_template", "roles": None, "on_bad_rows": None}, "")
     assert (entry.roles, entry.on_bad_rows) == ({}, "error")
@@ -49,7 +72,12 @@ def test_axolotls_names_for_conversations(name):
             "`xyzzy` is no option of `type: scored`. Known: positive_above, ",
         ),
         ("aot", {"path": "a", "type": "chat_template", "label": True}, "`label` is no option"),
-        ("aot", {"path": "a", "type": "scored"}, "`type: scored` is one for `rl: aot_unpaired`"),
+        (
+            "aot",
+            {"path": "a", "type": "scored"},
+            "`type: scored` is one for `rl: aot_unpaired`; this is `rl: aot`, with the types "
+            "chat_template, pairs, ranked and axolotl's own",
+        ),
         ("aot_unpaired", {"path": "a", "type": "score"}, "`type: score` is not known. Did you mean 'scored'"),
         ("aot_unpaired", {"type": "pairs"}, r"datasets\[0\]: `path` is missing"),
         ("aot_unpaired", "data.jsonl", r"datasets\[0\]: expected a mapping"),

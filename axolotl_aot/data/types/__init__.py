@@ -15,7 +15,11 @@ from axolotl_aot.data.types.scored import Scored
 from axolotl_aot.errors import AOTDataError, closest
 
 TYPES: dict[str, dict[str, type[Entry]]] = {
-    "aot": {"chat_template": ChatTemplatePairs, "ranked": RankedPairs},
+    "aot": {
+        "chat_template": ChatTemplatePairs,
+        "pairs": ChatTemplatePairs,
+        "ranked": RankedPairs,
+    },
     "aot_unpaired": {
         "chat_template": ChatTemplate,
         "pairs": Pairs,
@@ -23,7 +27,7 @@ TYPES: dict[str, dict[str, type[Entry]]] = {
         "ranked": Ranked,
     },
 }
-# axolotl's names for what `chat_template` reads by itself
+# axolotl's names for what `chat_template` finds out from the columns
 CHAT_TEMPLATE_ALIASES = ("chat_template.default", "chat_template.argilla_chat")
 AXOLOTL_TYPES: dict[str, type[AxolotlType]] = {"aot": DPOType, "aot_unpaired": KTOType}
 

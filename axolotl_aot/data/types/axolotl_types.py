@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import PrivateAttr, model_validator
 
 from axolotl_aot.data.entry import Entry, LabelledEntry, Source
-from axolotl_aot.data.rows import BadRow, Example, need
+from axolotl_aot.data.rows import BadRow, Example, require_field
 from axolotl_aot.errors import AOTDataError
 
 if TYPE_CHECKING:
@@ -18,10 +18,11 @@ Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class AxolotlType(Entry):
-    """A type whose function, axolotl's or the user's own, gives a row's texts. None at all: they are there.
+    """A type whose function, axolotl's or the user's own, turns a row into texts.
 
-    loader: the module of axolotl that finds the function. texts: the completions' columns.
-    user_defined: the keys that a mapping in place of the type's name may have.
+    An entry without a `type:` has no such function: its columns are the texts. loader: the module of axolotl
+    that finds the function. texts: the completions' columns. user_defined: the keys of a `type:` that is a
+    mapping.
     """
 
     loader: ClassVar[str]
@@ -72,7 +73,7 @@ class AxolotlType(Entry):
         return transform, map_kwargs
 
     def transformed(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with its texts, as the type's function gives them."""
+        """The row with the texts that the type's function makes of it."""
         if self._transform is None:
             return dict(row)
         try:
@@ -81,10 +82,14 @@ class AxolotlType(Entry):
             raise BadRow(f"`type: {self.type}` cannot read it ({type(error).__name__}: {error})") from error
 
     def text(self, row: Mapping[str, Any], field: str) -> str:
-        """A text of the transformed row, not an empty one."""
+        """A text of the transformed row.
+
+        Raises:
+            BadRow: it is missing, empty or no text.
+        """
         if self.type is None and field not in row:
             raise BadRow(f"without a `type:`, the text must stand in columns prompt, {', '.join(self.texts)}")
-        text = need(row, field)
+        text = require_field(row, field)
         if not isinstance(text, str):
             hint = "; `type: chat_template` reads messages" if isinstance(text, list) else ""
             raise BadRow(f"field `{field}`: expected text, found {text!r:.80}{hint}")

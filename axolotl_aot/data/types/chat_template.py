@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from axolotl_aot.data.entry import LabelledEntry
 from axolotl_aot.data.messages import TemplateEntry
-from axolotl_aot.data.rows import BadRow, Example, Message, need
+from axolotl_aot.data.rows import BadRow, Example, Message, require_field
 from axolotl_aot.errors import AOTDataError
 
 
@@ -19,8 +19,8 @@ class ChatTemplate(TemplateEntry, LabelledEntry):
 
     field_completion: str | None = None
 
-    def located(self, columns: list[str]) -> "ChatTemplate":
-        entry = super().located(columns)
+    def resolve_columns(self, columns: list[str]) -> "ChatTemplate":
+        entry = super().resolve_columns(columns)
         if self.label is None and entry.field_label is None:
             raise AOTDataError(
                 "no column is called label; set `field_label`, or `label: true` or `false` for all rows. "
@@ -40,28 +40,32 @@ class ChatTemplate(TemplateEntry, LabelledEntry):
 
     def _split(self, row: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
         if self.field_completion is None:
-            own, completion = self.completion(
-                need(row, self.field_messages or "messages"), self.field_messages
+            leading_messages, completion = self.completion(
+                require_field(row, self.field_messages or "messages"), self.field_messages
             )
-            if not own:
+            if not leading_messages:
                 raise BadRow(
                     f"field `{self.field_messages}`: a conversation must have messages before its last one, "
                     "or set field_completion"
                 )
         else:
-            own, completion = self.completion(need(row, self.field_completion), self.field_completion)
-        return self.prompt(row, own), completion
+            leading_messages, completion = self.completion(
+                require_field(row, self.field_completion), self.field_completion
+            )
+        return self.prompt(row, leading_messages), completion
 
 
 class ChatTemplatePairs(TemplateEntry):
-    """For `rl: aot`: a conversation, a chosen and a rejected completion."""
+    """For `rl: aot`: a conversation, a chosen and a rejected completion. It is `type: pairs` there, too."""
 
     field_chosen: str | None = None
     field_rejected: str | None = None
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
-        chosen_prompt, chosen = self.completion(need(row, self.field_chosen), self.field_chosen)
-        rejected_prompt, rejected = self.completion(need(row, self.field_rejected), self.field_rejected)
+        (chosen_prompt, chosen), (rejected_prompt, rejected) = (
+            self.completion(require_field(row, field), field)
+            for field in (self.field_chosen, self.field_rejected)
+        )
         if chosen_prompt != rejected_prompt:
             raise BadRow(
                 f"fields `{self.field_chosen}` and `{self.field_rejected}`: the two conversations differ "

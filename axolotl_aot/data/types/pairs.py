@@ -1,10 +1,13 @@
-"""`type: pairs`: chosen and rejected completions, as answers that need no partner."""
+"""`type: pairs` of `rl: aot_unpaired`: chosen and rejected completions, each an answer of its own.
+
+With `rl: aot` this type is `ChatTemplatePairs`, which takes the same options.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from axolotl_aot.data.messages import TemplateEntry
-from axolotl_aot.data.rows import BadRow, Example, need
+from axolotl_aot.data.rows import BadRow, Example, require_field
 
 
 class Pairs(TemplateEntry):
@@ -18,20 +21,21 @@ class Pairs(TemplateEntry):
     field_rejected: str | None = None
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
-        sides = [
-            (field, self._several(self.decoded(need(row, field)), field))
-            for field in (self.field_chosen, self.field_rejected)
+        labels = ((True, self.field_chosen), (False, self.field_rejected))
+        completions = [
+            (label, field, value)
+            for label, field in labels
+            for value in self._several(self.decoded(require_field(row, field)), field)
         ]
-        if not any(values for _, values in sides):
+        if not completions:
             raise BadRow(f"fields `{self.field_chosen}` and `{self.field_rejected}` are both empty")
         tools, weight = self.tools(row), self.weight(row)
-        for label, (field, values) in zip((True, False), sides, strict=True):
-            for value in values:
-                own, completion = self.completion(value, field)
-                yield Example(self.prompt(row, own), (completion,), label, tools, weight)
+        for label, field, value in completions:
+            leading_messages, completion = self.completion(value, field)
+            yield Example(self.prompt(row, leading_messages), (completion,), label, tools, weight)
 
     def _several(self, value: Any, field: str) -> list[Any]:
-        """The completions in a column: a list of texts, of conversations, or of answers to one prompt."""
+        """The completions in a column: of a list of texts, conversations or assistant's messages, each."""
         if not isinstance(value, list):
             return [value]
         if len(value) > 1 and all(isinstance(item, Mapping) for item in value):

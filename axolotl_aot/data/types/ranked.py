@@ -9,27 +9,26 @@ from pydantic import model_validator
 
 from axolotl_aot.data.entry import USUAL_COLUMNS, Source
 from axolotl_aot.data.messages import TemplateEntry
-from axolotl_aot.data.rows import BadRow, Example, Message, need, number
+from axolotl_aot.data.rows import FIRST_ROW, ROWS, BadRow, Example, Message, number, require_field
 from axolotl_aot.data.thresholds import Cut, Thresholds
 from axolotl_aot.errors import AOTDataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# Inside a completion's own mapping a text may also stand under these names.
+# Where a completion is a mapping, the keys under which its text is looked for.
 TEXT_KEYS = (*USUAL_COLUMNS["field_completion"], "text", "content")
-INSIDE = ("field_completion", "field_score", "field_rank")
-# Of rows that were put together: the number of the first, and how many they are.
-FIRST_ROW, ROWS = "aot_row", "aot_rows"
-NONE = Cut(upper=None, lower=None)
+# Options that name a column, or a key of each completion's mapping.
+COLUMNS_OR_KEYS = ("field_completion", "field_score", "field_rank")
+ALL_LEFT_OUT = Cut(upper=None, lower=None)
 
 
 class Candidate(NamedTuple):
-    """One of a prompt's completions. merit: its score, or minus its rank."""
+    """One of a prompt's completions. score: its own, or minus its rank."""
 
     prompt: list[Message]
     completion: list[Message]
-    merit: float
+    score: float
     weight: float
 
 
@@ -42,7 +41,7 @@ class RankedEntry(TemplateEntry):
     holds one completion, and the rows of one prompt are put together.
     """
 
-    optional: ClassVar = {*TemplateEntry.optional, *INSIDE, "field_completions"}
+    optional: ClassVar = {*TemplateEntry.optional, *COLUMNS_OR_KEYS, "field_completions"}
 
     field_completions: str | None = None
     field_completion: str | None = None
@@ -57,19 +56,22 @@ class RankedEntry(TemplateEntry):
             raise ValueError("set `field_score` or `field_rank`, not both")
         return self
 
-    def located(self, columns: list[str]) -> "RankedEntry":
-        # these may also name keys of each completion's own mapping, which are no columns
-        inside = {name: value for name in INSIDE if (value := getattr(self, name)) not in (None, *columns)}
-        entry = super(RankedEntry, self.model_copy(update=dict.fromkeys(inside))).located(columns)
-        return entry.model_copy(update=inside)
+    def resolve_columns(self, columns: list[str]) -> "RankedEntry":
+        keys = {
+            name: value for name in COLUMNS_OR_KEYS if (value := getattr(self, name)) not in (None, *columns)
+        }
+        entry = super(RankedEntry, self.model_copy(update=dict.fromkeys(keys))).resolve_columns(columns)
+        return entry.model_copy(update=keys)
 
     def prepare(self, source: Source) -> "tuple[RankedEntry, Dataset]":
         entry, dataset = super().prepare(source)
         if entry.field_completions is None:
             return entry._put_together(dataset)
-        # a column that merely has a usual name: only lists can belong to a list of completions
+        # a column that was found by its usual name belongs to the list of completions only if it holds lists
         other = [
-            name for name in INSIDE if getattr(self, name) is None and not _is_list(dataset, entry, name)
+            name
+            for name in COLUMNS_OR_KEYS
+            if getattr(self, name) is None and not _is_list(dataset, entry, name)
         ]
         return entry.model_copy(update=dict.fromkeys(other)), dataset
 
@@ -87,29 +89,30 @@ class RankedEntry(TemplateEntry):
                 "(field_messages, field_completion, field_score or field_rank). Columns: "
                 f"{', '.join(columns)}."
             )
-        same = [c for c in (self.field_messages, self.field_system, self.field_tools) if c]
-        own = [c for c in (self.field_completion, value, self.field_weight) if c]
+        per_prompt = [c for c in (self.field_messages, self.field_system, self.field_tools) if c]
+        per_completion = [c for c in (self.field_completion, value, self.field_weight) if c]
         grouped: dict[str, dict[str, Any]] = {}
-        for i, row in enumerate(dataset.select_columns([*same, *own]), start=1):
-            empty = {**{c: row[c] for c in same}, **{c: [] for c in own}, FIRST_ROW: i, ROWS: 0}
-            group = grouped.setdefault(json.dumps([row[c] for c in same], default=str), empty)
+        for i, row in enumerate(dataset.select_columns([*per_prompt, *per_completion]), start=1):
+            prompt = {column: row[column] for column in per_prompt}
+            empty = {**prompt, **{column: [] for column in per_completion}, FIRST_ROW: i, ROWS: 0}
+            group = grouped.setdefault(json.dumps(list(prompt.values()), default=str), empty)
             group[ROWS] += 1
-            for column in own:
+            for column in per_completion:
                 group[column].append(row[column])
         entry = self.model_copy(update={"field_completions": self.field_completion, "field_completion": None})
         return entry, Dataset.from_list(list(grouped.values()))
 
     def candidates(self, row: Mapping[str, Any]) -> list[Candidate]:
         """The row's completions, the prompt's system message included."""
-        items = need(row, self.field_completions)
+        items = require_field(row, self.field_completions)
         if not isinstance(items, list) or not items or (len(items) < 2 and FIRST_ROW not in row):
             raise BadRow(f"field `{self.field_completions}`: a ranking needs two completions or more")
         found = []
-        for item, merit, weight in zip(
-            items, self._merits(row, items), self._weights(row, items), strict=True
+        for item, score, weight in zip(
+            items, self._scores(row, items), self._weights(row, items), strict=True
         ):
-            own, completion = self.completion(self._text(item), self.field_completions)
-            found.append(Candidate(self.prompt(row, own), completion, merit, weight))
+            leading_messages, completion = self.completion(self._text(item), self.field_completions)
+            found.append(Candidate(self.prompt(row, leading_messages), completion, score, weight))
         return found
 
     def _weights(self, row: Mapping[str, Any], items: list[Any]) -> list[float]:
@@ -119,6 +122,7 @@ class RankedEntry(TemplateEntry):
         return [self.weight(row)] * len(items)
 
     def _text(self, item: Any) -> Any:
+        """The completion itself, of a mapping that also holds its score, say."""
         if item is None:
             raise BadRow(f"field `{self.field_completions}`: one of the completions is null")
         if not isinstance(item, Mapping) or "role" in item or "from" in item:
@@ -131,8 +135,8 @@ class RankedEntry(TemplateEntry):
             "field_completion"
         )
 
-    def _merits(self, row: Mapping[str, Any], items: list[Any]) -> list[float]:
-        """Score or minus rank of each completion, wherever they stand."""
+    def _scores(self, row: Mapping[str, Any], items: list[Any]) -> list[float]:
+        """Score, or minus rank, of each completion: of a column of lists, or of its mapping, or its place."""
         for option, sign in (("field_score", 1), ("field_rank", -1)):
             given = getattr(self, option)
             if sign < 0 and self.needs_scores:
@@ -178,18 +182,18 @@ class Ranked(RankedEntry, Thresholds):
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
         candidates, tools = self.candidates(row), self.tools(row)
-        cut = self._cut_of([candidate.merit for candidate in candidates])
-        for prompt, completion, merit, weight in candidates:
-            yield Example(prompt, (completion,), cut.label(merit), tools, weight)
+        cut = self._cut_of([candidate.score for candidate in candidates])
+        for prompt, completion, score, weight in candidates:
+            yield Example(prompt, (completion,), cut.label(score), tools, weight)
 
-    def _cut_of(self, merits: list[float]) -> Cut:
+    def _cut_of(self, scores: list[float]) -> Cut:
         if not self.any_set:
-            equal = min(merits) == max(merits)
-            return NONE if equal else Cut(upper=max(merits), lower=min(merits))
+            equal = min(scores) == max(scores)
+            return ALL_LEFT_OUT if equal else Cut(upper=max(scores), lower=min(scores))
         try:
-            return self.cut(merits)
-        except AOTDataError:  # too many of this prompt's are equal
-            return NONE
+            return self.cut(scores)
+        except AOTDataError:  # so many scores of this prompt are equal that some would be both
+            return ALL_LEFT_OUT
 
 
 class RankedPairs(RankedEntry):
@@ -197,8 +201,8 @@ class RankedPairs(RankedEntry):
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
         candidates = self.candidates(row)
-        best = max(candidates, key=lambda c: c.merit)
-        worst = min(candidates, key=lambda c: c.merit)
+        best = max(candidates, key=lambda c: c.score)
+        worst = min(candidates, key=lambda c: c.score)
         if best.prompt != worst.prompt:
             raise BadRow(f"field `{self.field_completions}`: the best and the worst have different prompts")
         if best.weight != worst.weight:
@@ -206,7 +210,7 @@ class RankedPairs(RankedEntry):
                 f"field `{self.field_weight}`: a pair has one weight, and the best and the worst have "
                 f"{best.weight:g} and {worst.weight:g}"
             )
-        label = True if best.merit > worst.merit else None
+        label = True if best.score > worst.score else None
         yield Example(best.prompt, (best.completion, worst.completion), label, self.tools(row), best.weight)
 
 

@@ -7,7 +7,7 @@ from pydantic import PrivateAttr, model_validator
 
 from axolotl_aot.data.entry import Source
 from axolotl_aot.data.messages import TemplateEntry
-from axolotl_aot.data.rows import BadRow, Example, need, number
+from axolotl_aot.data.rows import BadRow, Example, number, require_field
 from axolotl_aot.data.thresholds import Cut, Thresholds
 
 
@@ -36,9 +36,11 @@ class Scored(TemplateEntry, Thresholds):
         return entry, dataset
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
-        score = number(need(row, self.field_score), self.field_score)
-        own, completion = self.completion(need(row, self.field_completion), self.field_completion)
-        prompt = self.prompt(row, own)
+        score = number(require_field(row, self.field_score), self.field_score)
+        leading_messages, completion = self.completion(
+            require_field(row, self.field_completion), self.field_completion
+        )
+        prompt = self.prompt(row, leading_messages)
         yield Example(prompt, (completion,), self._cut.label(score), self.tools(row), self.weight(row))
 
 

@@ -26,6 +26,7 @@ torch.set_num_threads(1)
 LONGEST_FIRST = ("tests/end_to_end", "tests/training", "tests")  # in what order files are begun
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Share the tests out between the processes of pytest-xdist, which then end at about the same time.
 

@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 export AXOLOTL_DO_NOT_TRACK = 1
 export HF_HUB_OFFLINE = 1
 
-.PHONY: install quickstart test lint
+.PHONY: install quickstart test test-slow test-all lint
+.NOTPARALLEL: # the tests have two processes already
 
 install: $(VENV)/installed
 
@@ -23,8 +24,19 @@ quickstart: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/axolotl train $(DIR)/aot_unpaired.yml
 	$(BIN)/axolotl aot-quickstart $(DIR) --rates
 
+# what a contributor runs at every change: at most 10 minutes on two cores
+PYTEST := $(BIN)/python -m pytest -q
+TWO_PROCESSES := -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: install
-	$(BIN)/python -m pytest -q
+	$(PYTEST) $(TWO_PROCESSES) -m "not slow"
+
+# what `make test` leaves out; what measures time comes last, alone on the machine
+test-slow: install
+	$(PYTEST) $(TWO_PROCESSES) -m "slow and not timing"
+	$(PYTEST) -m timing
+
+test-all: test test-slow
 
 lint: install
 	$(BIN)/ruff check .

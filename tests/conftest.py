@@ -4,10 +4,12 @@ import gc
 import os
 from pathlib import Path
 
-# before anything imports axolotl: no look-ups on a network, no GPU
+# before anything imports axolotl: no look-ups on a network, no GPU, and one thread for each of the
+# processes that `make test` runs the tests in
 os.environ.update(
     AXOLOTL_DO_NOT_TRACK="1",
     HF_HUB_OFFLINE="1",
+    OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
     WANDB_MODE="offline",
 )
@@ -17,9 +19,28 @@ import torch
 import yaml
 
 from tests.processes import Processes
-from tests.tiny import make_model, make_pairs, unpair, with_test_rows, write_jsonl
+from tests.tiny import make_model, make_pairs, unpair, with_test_rows, without_report, write_jsonl
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
+
+LONGEST_FIRST = ("tests/end_to_end", "tests/training", "tests")  # in what order files are begun
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the tests out between the processes of pytest-xdist, which then end at about the same time.
+
+    A file's tests share its fixtures and stay together, and so do all that start runs by `processes`,
+    whose server takes half a minute to come up.
+    """
+
+    def begun(item: pytest.Item) -> int:
+        return next(i for i, folder in enumerate(LONGEST_FIRST) if item.nodeid.startswith(folder))
+
+    items.sort(key=begun)
+    for item in items:
+        group = "processes" if "processes" in item.fixturenames else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
@@ -129,12 +150,15 @@ def axolotl_imported() -> None:
 
 @pytest.fixture
 def load(tmp_path, axolotl_imported):
-    """A config dict, written to a YAML and loaded as axolotl's commands load it."""
+    """A config dict, written to a YAML and loaded as axolotl's commands load it.
+
+    Without a report, unless the config sets `aot_report`.
+    """
     from axolotl.cli.config import load_cfg
 
     def load(config: dict, **kwargs):
         path = tmp_path / "config.yml"
-        path.write_text(yaml.safe_dump(config))
+        path.write_text(yaml.safe_dump(without_report(config)))
         return load_cfg(str(path), **kwargs)
 
     return load

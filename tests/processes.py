@@ -21,6 +21,8 @@ from typing import Any
 
 import yaml
 
+from tests.tiny import without_report
+
 ROOT = Path(__file__).parents[1]
 # for commands as a user starts them: what an activated environment has in its path
 AXOLOTL = Path(sys.executable).with_name("axolotl")
@@ -71,7 +73,7 @@ class Processes:
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.processes"],
             cwd=ROOT,
-            env={**ENVIRONMENT, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+            env={**ENVIRONMENT, "DS_ACCELERATOR": "cpu"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -82,10 +84,13 @@ class Processes:
         self._server.wait()
 
     def run(self, command: str, config: dict, folder: Path, world: int = 1, **env: str) -> Run:
-        """Run `axolotl <command>` on the config with its output in `folder`/out."""
+        """Run `axolotl <command>` on the config with its output in `folder`/out.
+
+        Without a report, unless the config sets `aot_report`.
+        """
         folder.mkdir(exist_ok=True)
         path = folder / "config.yml"
-        path.write_text(yaml.safe_dump({**config, "output_dir": str(folder / "out")}))
+        path.write_text(yaml.safe_dump({**without_report(config), "output_dir": str(folder / "out")}))
         env["ACCELERATE_TORCH_DEVICE"] = "cpu"  # not "cpu:0", which is another device to FSDP1
         if world > 1 and not config.get("deepspeed"):
             env["ACCELERATE_USE_CPU"] = "true"

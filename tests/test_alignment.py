@@ -203,6 +203,7 @@ for method in ("dpo", "kto", "aot"):
 """
 
 
+@pytest.mark.slow
 def test_a_seed_draws_the_same_lora_matrices_for_all_methods(tmp_path):
     """At a learning rate of 0 they are what they were; differences by seed share them."""
     command = [sys.executable, "-c", TRAIN_TWO, str(tmp_path)]
@@ -234,6 +235,7 @@ def test_what_is_committed_follows_from_the_results_beside_it():
         assert f"({name}.png)" in text and (HERE / f"{name}.png").is_file()
 
 
+@pytest.mark.slow
 def test_the_small_run(tmp_path):
     """The command itself; run again it has nothing left to train."""
     command = [sys.executable, "-m", "benchmarks.alignment", "--small", "--out", str(tmp_path)]

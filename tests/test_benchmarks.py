@@ -6,6 +6,8 @@ from axolotl_aot.training.trainers import AOTTrainer, AOTUnpairedTrainer
 from benchmarks import preparation, scale, speed
 
 
+@pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize("trainer_cls", [AOTTrainer, AOTUnpairedTrainer])
 def test_the_sort_is_no_part_of_a_step(trainer_cls):
     # 0.05% was measured, and below 1% on 1,024 processes
@@ -20,6 +22,8 @@ def test_the_runs_that_are_compared_prepare_data(tmp_path, name):
     assert preparation.prepare(tmp_path, preparation.RUNS[name]) > 0
 
 
+@pytest.mark.slow
+@pytest.mark.timing
 def test_a_step_takes_less_time_and_memory_than_trls():
     # 0.3 of the time and 0.2 of the memory were measured; only a busy machine can make that 1, and not twice
     case = speed.Case(lengths="128", micro_batch=2, steps=3, contenders=(speed.TRL, speed.OURS))

@@ -259,6 +259,8 @@ def test_dtype(given, computed):
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.timing
 @pytest.mark.parametrize(("sort", "m"), [("hard", 16384), ("hard", 12000), ("soft", 16384)])
 def test_speed_at_a_large_batch(sort, m):
     upper, lower = torch.randn(16384, requires_grad=True), torch.randn(m, requires_grad=True)

@@ -56,6 +56,13 @@ def with_test_rows(config: dict, path: Path, rows: list[dict]) -> dict:
     return {**config, "test_datasets": [entry], "val_set_size": None}
 
 
+def without_report(config: dict) -> dict:
+    """The config of a run of AOT's without its report, which takes seconds, unless it sets `aot_report`."""
+    if str(config.get("rl")).startswith("aot"):  # any other `rl` would refuse the key
+        return {"aot_report": False, **config}
+    return config
+
+
 def make_tokenizer(text: list[str], vocab_size: int = 300) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

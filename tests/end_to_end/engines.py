@@ -4,6 +4,7 @@ import json
 
 QUANTIZED = ("paired", "qlora")
 KINDS = [("paired", "full"), ("paired", "lora"), ("unpaired", "full"), ("unpaired", "lora")]
+BOTH = PAIRED_LORA, UNPAIRED_FULL = KINDS[1:3]  # both kinds of data, and both kinds of reference
 
 FSDP = {
     "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",

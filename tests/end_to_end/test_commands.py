@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.helpers import column, steps
+from tests.marks import slow_except
 from tests.tiny import make_pairs, unpair, write_jsonl
 
 
@@ -93,6 +94,7 @@ def test_adapter_from_training_to_inference(
     assert "Give me an instruction" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("config", slow_except(["unpaired"], ["paired", "unpaired"]), indirect=True)
 def test_qlora_learns(build, config, qlora):
     more = {"max_steps": 60, "num_epochs": 60, "micro_batch_size": 16, "learning_rate": 1e-2}
     trainer = build({**config, **qlora, **more})

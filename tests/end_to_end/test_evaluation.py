@@ -4,7 +4,8 @@ import csv
 
 import pytest
 
-from tests.end_to_end.engines import FSDP2, KINDS, zero
+from tests.end_to_end.engines import BOTH, FSDP2, KINDS, PAIRED_LORA, zero
+from tests.marks import slow_except
 from tests.tiny import make_pairs, unpair, with_test_rows
 
 
@@ -25,7 +26,7 @@ def evaluate(processes, config, folder, world, batch_size) -> dict[str, float]:
     return {name: float(value) for name, value in rows.items() if name.split("/")[0] in groups}
 
 
-@pytest.mark.parametrize("config", [KINDS[0], KINDS[3]], indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([KINDS[3]], [KINDS[0], KINDS[3]]), indirect=True, ids="-".join)
 def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tmp_path):
     folder = tmp_path / "run"
     (log,) = processes.train({**with_test_set, "eval_steps": 8}, folder).logs
@@ -43,7 +44,7 @@ def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tm
         assert result == pytest.approx(first, rel=1e-5, abs=1e-5), case
 
 
-@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], BOTH), indirect=True, ids="-".join)
 def test_two_processes_repeat_to_the_last_digit_with_or_without_evaluations(
     processes, with_test_set, tmp_path
 ):

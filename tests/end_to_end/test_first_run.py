@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 
 from tests.processes import AXOLOTL, ENVIRONMENT
 
+# the one that `make test` runs is in test_launchers.py
+pytestmark = [pytest.mark.slow, pytest.mark.timing]
+
 
 def axolotl(*arguments: str) -> str:
     command = [str(AXOLOTL), *arguments]

@@ -26,10 +26,10 @@ def saving(config, world: int) -> dict:
 @pytest.mark.parametrize(
     ("config", "world", "weights"),
     [
-        (("paired", "full"), 1, "model.safetensors"),
-        (("unpaired", "lora"), 1, "adapter_model.safetensors"),
+        pytest.param(("paired", "full"), 1, "model.safetensors", marks=pytest.mark.slow),
+        pytest.param(("unpaired", "lora"), 1, "adapter_model.safetensors", marks=pytest.mark.slow),
         (("paired", "lora"), 2, "adapter_model.safetensors"),
-        (("unpaired", "full"), 2, "model.safetensors"),
+        pytest.param(("unpaired", "full"), 2, "model.safetensors", marks=pytest.mark.slow),
     ],
     indirect=["config"],
 )
@@ -62,10 +62,10 @@ SHARDED = {**FSDP2, "fsdp_config": {**FSDP2["fsdp_config"], "state_dict_type": "
     ("config", "engine"),
     [
         (("paired", "lora"), FSDP2),
-        (("paired", "lora"), SHARDED),
-        (("unpaired", "full"), FSDP2),
-        (("unpaired", "lora"), 2),
-        (("paired", "full"), 3),
+        pytest.param(("paired", "lora"), SHARDED, marks=pytest.mark.slow),
+        pytest.param(("unpaired", "full"), FSDP2, marks=pytest.mark.slow),
+        pytest.param(("unpaired", "lora"), 2, marks=pytest.mark.slow),
+        pytest.param(("paired", "full"), 3, marks=pytest.mark.slow),
     ],
     indirect=["config"],
     ids=["fsdp2-lora", "fsdp2-lora-sharded", "fsdp2-full", "zero2-lora", "zero3-full"],

@@ -5,6 +5,7 @@ import subprocess
 import pytest
 import yaml
 
+from tests.marks import slow_except
 from tests.processes import AXOLOTL, ENVIRONMENT, ROOT, Run
 
 LAUNCHERS = {
@@ -13,7 +14,7 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", slow_except(["accelerate"], LAUNCHERS))
 def test_two_processes_are_one_big_batch(processes, paired_config, tmp_path, launcher):
     config = {**paired_config, "plugins": [*paired_config["plugins"], "tests.on_cpu.OnCPU"]}
     whole = processes.train({**config, "micro_batch_size": 16}, tmp_path / "whole")
@@ -32,6 +33,7 @@ def test_two_processes_are_one_big_batch(processes, paired_config, tmp_path, lau
     env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=tmp_path, env={**ENVIRONMENT, **env}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert (tmp_path / "out/dominance/report.html").exists()
     for steps in Run(tmp_path, [0, 0], run.stdout).steps:  # of two processes, no more and no fewer
         for key in ("loss", "grad_norm"):
             expected = [step[key] for step in whole.steps[0]]

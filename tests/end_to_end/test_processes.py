@@ -7,7 +7,8 @@ processes have fewer samples than others there, and some have none.
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.engines import FSDP, FSDP2, KINDS, QUANTIZED, zero
+from tests.end_to_end.engines import BOTH, FSDP, FSDP2, KINDS, PAIRED_LORA, QUANTIZED, UNPAIRED_FULL, zero
+from tests.marks import slow_except
 
 CUTS = [(1, 1, 16), (2, 4, 2), (2, 1, 8), (4, 2, 2)]  # processes, micro-batch, accumulation steps
 WHOLE = (1, 16, 1)
@@ -48,7 +49,7 @@ def expected(processes, config, tmp_path, wholes):
     return wholes[kind]
 
 
-@pytest.mark.parametrize("config", KINDS, indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except(BOTH, KINDS), indirect=True, ids="-".join)
 def test_loss_and_gradient_do_not_depend_on_the_cut(processes, config, expected, tmp_path):
     for cut in CUTS:
         run = train(processes, config, tmp_path / "-".join(map(str, cut)), cut)
@@ -56,7 +57,7 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(processes, config, expected,
         assert_same(run, expected)
 
 
-@pytest.mark.parametrize("config", KINDS, indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except(BOTH, KINDS), indirect=True, ids="-".join)
 def test_engines_that_shard(processes, config, expected, tmp_path):
     # three micro-batches of 2 x 2 in an epoch's last step, where there are four in the others
     cut = (2, 2, 4)
@@ -85,13 +86,13 @@ def test_engines_that_shard(processes, config, expected, tmp_path):
                 assert (adapter[name] - tensor).norm() < 1e-3 * tensor.norm(), name
 
 
-@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([UNPAIRED_FULL], BOTH), indirect=True, ids="-".join)
 def test_engines_that_shard_without_accumulation(processes, config, expected, tmp_path):
     for name, keys in (("fsdp2", FSDP2), ("zero3", zero(3, tmp_path))):
         assert_same(train(processes, config, tmp_path / name, (2, 8, 1), **keys), expected)
 
 
-@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], BOTH), indirect=True, ids="-".join)
 def test_micro_batches_by_tokens(processes, config, expected, tmp_path):
     """Several micro-batches in one of Trainer's accumulation steps: gradients are exchanged once."""
     engines = {"ddp": {}, "fsdp2": FSDP2, "zero2": zero(2, tmp_path), "zero3": zero(3, tmp_path)}
@@ -101,7 +102,7 @@ def test_micro_batches_by_tokens(processes, config, expected, tmp_path):
         assert_same(run, expected)
 
 
-@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([UNPAIRED_FULL], BOTH), indirect=True, ids="-".join)
 def test_the_reference_scored_once_under_every_engine(processes, config, expected, tmp_path):
     on = {"precompute_ref_log_probs": True}
     engines = {"ddp": {}, "fsdp2": FSDP2, "zero3": zero(3, tmp_path)}
@@ -126,7 +127,7 @@ def test_4_bit_weights(processes, config, expected, tmp_path):
             assert [step["grad_norm"] for step in steps] == pytest.approx(norms, rel=2**-6)
 
 
-@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], BOTH), indirect=True, ids="-".join)
 def test_fsdp1(processes, config, expected, tmp_path):
     # torch crashes where it saves from FSDP1 on a CPU, with any trainer: end before that
     plugins = [*config["plugins"], "tests.on_cpu.EndBeforeSaving"]
@@ -143,7 +144,7 @@ def test_fsdp1(processes, config, expected, tmp_path):
     assert_same(run, expected)
 
 
-@pytest.mark.parametrize("config", KINDS[1:3], indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([UNPAIRED_FULL], BOTH), indirect=True, ids="-".join)
 def test_sharded_and_replicated_at_once(processes, config, expected, tmp_path):
     run = train(
         processes, config, tmp_path / "hsdp", (4, 2, 2), **FSDP2, dp_replicate_size=2, dp_shard_size=2
@@ -152,7 +153,7 @@ def test_sharded_and_replicated_at_once(processes, config, expected, tmp_path):
     assert_same(run, expected)
 
 
-@pytest.mark.parametrize("config", KINDS[:2], indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], KINDS[:2]), indirect=True, ids="-".join)
 def test_micro_batch_scope_is_trls_aot_on_two_processes(processes, config, tmp_path):
     ours = train(processes, config, tmp_path / "ours", (2, 4, 2), aot_scope="micro_batch")
     plain = {**config, "rl": "dpo", "dpo_loss_type": ["aot"]}

@@ -8,9 +8,18 @@ from tests.end_to_end.engines import zero
 from tests.tiny import make_pairs, unpair, with_test_rows
 
 
-@pytest.mark.parametrize("config", [("paired", "lora"), ("unpaired", "full")], indirect=True, ids="-".join)
-@pytest.mark.parametrize("evaluation", [True, False], ids=["evaluation", "no-evaluation"])
+@pytest.mark.parametrize(
+    ("config", "evaluation"),
+    [
+        (("paired", "lora"), True),
+        (("unpaired", "full"), False),
+        pytest.param(("paired", "lora"), False, marks=pytest.mark.slow),
+        pytest.param(("unpaired", "full"), True, marks=pytest.mark.slow),
+    ],
+    indirect=["config"],
+)
 def test_two_processes_report_what_one_does(processes, config, evaluation, tmp_path):
+    config["aot_report"] = True
     if evaluation:
         pairs = make_pairs(13, seed=9)
         rows = pairs if config["rl"] == "aot" else unpair(pairs)[:-3]

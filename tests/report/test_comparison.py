@@ -140,7 +140,7 @@ def test_scores_are_those_of_plain_logits(call, paired, unpaired, adapters, expe
 
 def test_without_options_it_is_of_what_the_yaml_trained(call, run, paired, lora):
     """And the log of the training, which axolotl's loading of a YAML would empty, stays."""
-    config = {**paired, **lora, "eval_steps": 4, "learning_rate": 5e-3}
+    config = {**paired, **lora, "eval_steps": 4, "learning_rate": 5e-3, "aot_report": True}
     run(config)
     out = Path(config["output_dir"])
     (out / "debug.log").write_text("of the training")

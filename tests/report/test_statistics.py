@@ -215,6 +215,7 @@ def truth(mean: float, scale: float) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 # where a violation is next to none, 0 is an edge that no bootstrap knows of, and intervals are too short
 @pytest.mark.parametrize(("mean", "scale"), [(0.5, 1.5), (-0.3, 0.6)])
 def test_intervals_cover_the_truth_as_often_as_they_say(mean, scale, monkeypatch):

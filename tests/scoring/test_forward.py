@@ -17,6 +17,7 @@ from axolotl_aot.scoring import head
 from axolotl_aot.scoring.forward import attach, completion_logprobs
 from axolotl_aot.scoring.layouts import binned, packed, padded
 from tests.architectures import ARCHITECTURES, COMMON, make
+from tests.marks import slow_except
 
 VOCABULARY = COMMON["vocab_size"]
 # Prompts and completions: odd sizes, a completion of one token, an empty prompt, nothing but one token.
@@ -66,7 +67,7 @@ def distance(one: dict, other: dict) -> float:
     return float((apart / sum(other[n].double().square().sum() for n in other)).sqrt())
 
 
-@pytest.fixture(params=[None, 1, 3, 7], ids="chunks of {}".format)
+@pytest.fixture(params=slow_except([None, 3], [None, 1, 3, 7]), ids="chunks of {}".format)
 def chunk(request, monkeypatch):
     """Tokens in a chunk; None: all of them."""
     if request.param:

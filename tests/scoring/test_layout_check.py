@@ -42,7 +42,8 @@ def strategy_of(model, **options):
         ({"attention": "flash_attention_2"}, ONE_ROW),
         ({"attention": "kernels-community/flash-attn2@v1:varlen"}, ONE_ROW),
     ],
-    ids=str,
+    # the others would be named by the addresses of functions, and every process names them anew
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_attention_and_the_yaml_decide(options, strategy, dtype, caplog):

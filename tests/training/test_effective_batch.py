@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from axolotl_aot.errors import AOTConfigError
 from tests.helpers import Snapshots, column, counting_forwards, steps
+from tests.marks import half_slow
 from tests.test_dominance import brute_force
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows, write_jsonl
 
@@ -34,13 +35,18 @@ def cut(micro_batch: int, accumulation: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"aot_dominance": "second", "aot_sort": "soft"},
-        {"aot_padding_free": False},
-        {"aot_max_tokens_per_micro_batch": 120},
-    ],
+    ("config", "adapter", "options"),
+    half_slow(
+        ["paired", "unpaired"],
+        ["full", "lora"],
+        [
+            {},
+            {"aot_dominance": "second", "aot_sort": "soft"},
+            {"aot_padding_free": False},
+            {"aot_max_tokens_per_micro_batch": 120},
+        ],
+    ),
+    indirect=["config", "adapter"],
 )
 def test_loss_and_gradient_do_not_depend_on_the_cut(build, config, adapter, options):
     runs = []
@@ -74,10 +80,14 @@ def shapes(trainer):
         handle.remove()
 
 
-@pytest.mark.parametrize("padding_free", [None, False])
-@pytest.mark.parametrize(("accumulation", "limit"), [(1, 100), (8, 300), (2, 100)])
-def test_micro_batches_keep_to_a_number_of_tokens(build, config, padding_free, accumulation, limit):
+@pytest.mark.parametrize(
+    ("config", "padding_free", "cutting"),
+    half_slow(["paired", "unpaired"], [None, False], [(1, 100), (8, 300), (2, 100)]),
+    indirect=["config"],
+)
+def test_micro_batches_keep_to_a_number_of_tokens(build, config, padding_free, cutting):
     """More of them than Trainer's accumulation steps, fewer, and some of those empty."""
+    accumulation, limit = cutting
     keys = {"aot_max_tokens_per_micro_batch": limit, "aot_padding_free": padding_free, "max_steps": 2}
     trainer = build({**config, **cut(16 // accumulation, accumulation), **keys})
     with shapes(trainer) as seen:

@@ -24,6 +24,11 @@ from tests.tiny import make_pairs, unpair, with_rows, with_test_rows
 FILES = {"report.html", "report.json", "quantiles.png", "log_ratios.png", "training.png"}
 
 
+@pytest.fixture
+def base_config(base_config) -> dict:
+    return {**base_config, "aot_report": True}
+
+
 def read(config: dict) -> dict:
     return json.loads((Path(config["output_dir"]) / "dominance" / "report.json").read_text())
 

@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.training.objective import Scores
+from axolotl_aot.training.score_listener import ScoreListener
 from tests.helpers import Snapshots, column, counting_forwards, steps
 from tests.marks import half_slow
 from tests.test_dominance import brute_force
@@ -224,18 +226,28 @@ def test_loss_and_every_gradient_equal_float64_autograd(build, config, tiny_mode
         assert difference < 1e-4, f"{name}: {difference}"
 
 
-def samples_of_steps(trainer) -> list[torch.Tensor]:
-    """Train, and return the samples of each step."""
-    seen = []
-    record = trainer._record
-    trainer._record = lambda samples, sorts: seen.append(samples) or record(samples, sorts)
+class Listener(ScoreListener):
+    """Collects the scores of each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[Scores] = []
+
+    def on_step_scored(self, state, scores):
+        self.seen.append(scores)
+
+
+def scores_of_steps(trainer) -> list[Scores]:
+    """Train, and return the scores of each step's samples."""
+    listener = Listener()
+    trainer.add_callback(listener)
     trainer.train()
-    return seen
+    return listener.seen
 
 
 def last_sort(trainer) -> tuple[torch.Tensor, torch.Tensor]:
     """Train, and return the two samples that the last step has sorted, in float64."""
-    upper, lower, _, _ = trainer._distributions(samples_of_steps(trainer)[-1])
+    last = scores_of_steps(trainer)[-1]
+    upper, lower, _, _ = trainer.objective.distributions(*trainer.objective.chosen_and_rejected(last))
     return upper.double(), lower.double()
 
 
@@ -487,8 +499,8 @@ def test_stratified_batches_have_both_labels(build, unpaired_config, tmp_path, o
 def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own(build, unpaired_config, stratify):
     config = {**unpaired_config, "max_steps": 12, "num_epochs": 2, "learning_rate": 0.0}
     trainer = build({**config, **cut(15, 1), "aot_stratify": stratify})  # 84 answers: 6 steps, the last of 9
-    seen = samples_of_steps(trainer)
-    first, second = torch.cat(seen[:6])[:, 1], torch.cat(seen[6:])[:, 1]  # under the reference
+    seen = scores_of_steps(trainer)
+    first, second = (torch.cat([scores.reference for scores in epoch]) for epoch in (seen[:6], seen[6:]))
     assert len(first) == len(second) == 84
     assert first.sort().values.tolist() == pytest.approx(second.sort().values.tolist(), abs=1e-4)
     assert not torch.allclose(first, second, atol=1e-2)

@@ -51,12 +51,14 @@ def test_every_known_number_is_the_reference_models(build, config, lora):
     trainer.train()
     with trainer.model.disable_adapter(), torch.no_grad():
         for row in trainer.train_dataset.select(range(6)):
-            for name in trainer.completions:
+            for name in trainer.objective.samples.columns:
                 prompt, completion = row["prompt_ids"], row[name]
                 logits = trainer.model(torch.tensor([prompt + completion])).logits[0].double()
                 table = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
                 expected = table.gather(1, torch.tensor(completion)[:, None]).sum().item()
-                assert trainer.references.lookup(prompt, completion) == pytest.approx(expected, rel=1e-5)
+                assert trainer.references.cache.lookup(prompt, completion) == pytest.approx(
+                    expected, rel=1e-5
+                )
 
 
 def test_new_rows_alone_are_scored_anew_and_evaluation_has_its_own(build, config, lora, tmp_path):
@@ -68,8 +70,8 @@ def test_new_rows_alone_are_scored_anew_and_evaluation_has_its_own(build, config
         run = with_test_rows(run, tmp_path / "test.jsonl", rows[config["rl"]](5))
         trainer = build({**run, **lora, **ON, "max_steps": 1, "eval_strategy": "no"})
         batches = []
-        score = trainer._score_reference
-        trainer._score_reference = lambda batch, score=score, batches=batches: (
+        score = trainer.reference.score
+        trainer.reference.score = lambda batch, score=score, batches=batches: (
             batches.append(len(batch["input_ids"])) or score(batch)
         )
         trainer.train()
@@ -108,7 +110,7 @@ def test_a_damaged_file_is_computed_anew_and_said_so(build, config, lora, tmp_pa
 def test_a_file_of_other_weights_is_noticed(build, config, lora, tmp_path, caplog):
     trainer = build({**config, **lora, **ON})
     trainer.train()
-    references = trainer.references
+    references = trainer.references.cache
     right = dict(references._known)
     references._known = {key: 1.1 * value for key, value in right.items()}
     references.save()  # whole, and under this model's name
@@ -116,7 +118,7 @@ def test_a_file_of_other_weights_is_noticed(build, config, lora, tmp_path, caplo
         again = build({**config, **lora, **ON})
         again.train()
     assert "is not of this reference" in caplog.text
-    assert again.references._known == pytest.approx(right, rel=1e-5)
+    assert again.references.cache._known == pytest.approx(right, rel=1e-5)
     assert column(again, "loss") == pytest.approx(column(trainer, "loss"), rel=1e-5)
 
 

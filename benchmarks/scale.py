@@ -55,7 +55,7 @@ def gathered(objective: Objective, samples: int) -> Scores:
 
 
 def seconds(objective: Objective, processes: int) -> float:
-    """What each process does with the gathered scores: order, loss, coefficients, metrics; the median time."""
+    """What a process does with the gathered scores: order, loss, coefficients, metrics; median of several."""
     everyone = gathered(objective, processes * SAMPLES)
     times = []
     for _ in range(REPEATS):

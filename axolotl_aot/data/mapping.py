@@ -11,9 +11,7 @@ from axolotl_aot.data.entry import Entry
 from axolotl_aot.data.rendering import Renderer, Text, Tokens, tokenize
 from axolotl_aot.data.rows import FIRST_ROW, ROWS, BadRow, Example
 from axolotl_aot.errors import AOTDataError
-
-# The completions of a sample, in the order of `Example.completions`.
-COMPLETIONS = {"aot": ("chosen", "rejected"), "aot_unpaired": ("completion",)}
+from axolotl_aot.samples import SAMPLE_TYPES
 
 # The values of the column STATUS: what became of a sample, or, where it is BAD, of a row.
 USED, TRUNCATED, TOO_LONG, LEFT_OUT, BAD = range(5)
@@ -22,10 +20,10 @@ STATUS = "aot_status"
 
 def features(rl: str, weights: bool) -> Features:
     """The columns of prepared data, and STATUS, which is removed when the samples have been counted."""
-    completions = COMPLETIONS[rl]
+    completions = SAMPLE_TYPES[rl].completions
     columns: dict[str, Any] = {name: Value("string") for name in ("prompt", *completions)}
     columns |= {f"{name}_ids": ListOf(Value("int32")) for name in ("prompt", *completions)}
-    if rl == "aot_unpaired":
+    if not SAMPLE_TYPES[rl].paired:
         columns["label"] = Value("bool")
     if weights:
         columns["weight"] = Value("float32")
@@ -117,7 +115,7 @@ class RowMapper:
                 return
             status, ids = TRUNCATED, [each[:room] for each in ids]
             completions = [self.renderer.tokenizer.decode(each) for each in ids]
-        named = zip(COMPLETIONS[self.rl], completions, ids, strict=True)
+        named = zip(SAMPLE_TYPES[self.rl].completions, completions, ids, strict=True)
         values = {"prompt": text.prompt, "prompt_ids": tokens.prompt, "label": example.label}
         values["weight"] = example.weight
         for name, completion, completion_ids in named:

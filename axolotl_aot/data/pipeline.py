@@ -27,6 +27,7 @@ from axolotl_aot.data.sources import load_rows
 from axolotl_aot.data.templates import template_of
 from axolotl_aot.data.types import parse
 from axolotl_aot.errors import AOTDataError
+from axolotl_aot.samples import SAMPLE_TYPES
 
 LOG = get_logger(__name__)
 
@@ -68,7 +69,7 @@ class Pipeline:
         if self.cfg.dataset_exact_deduplication:
             train, evaluation = deduplicate_and_log_datasets(dataset=train, other_dataset=evaluation)
         self._require_both_labels(train, evaluation)
-        if self.rl == "aot_unpaired":
+        if not SAMPLE_TYPES[self.rl].paired:
             log_label_share(train, self.sort_size, self.stratified)
         return train, evaluation
 
@@ -113,7 +114,7 @@ class Pipeline:
         return train, None
 
     def _require_both_labels(self, train: Dataset | None = None, evaluation: Dataset | None = None) -> None:
-        if self.rl != "aot_unpaired":
+        if SAMPLE_TYPES[self.rl].paired:
             return
         evaluation_key = "test_datasets" if self.entries.get("test_datasets") else "val_set_size"
         for key, dataset in (("datasets", train), (evaluation_key, evaluation)):

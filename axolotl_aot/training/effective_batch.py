@@ -15,8 +15,6 @@ With one micro-batch, nothing is scored twice.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,6 +29,15 @@ from axolotl_aot.scoring.batches import LABEL, WEIGHT, Batch, cut, cut_evenly, j
 from axolotl_aot.scoring.head import TokenScores
 from axolotl_aot.scoring.scorer import Scorer
 from axolotl_aot.training import gathering
+from axolotl_aot.training.micro_batches import (
+    MICRO_BATCHES,
+    POSITIONS,
+    SLOT,
+    MicroBatchSlot,
+    Step,
+    accumulation_steps,
+    with_positions,
+)
 from axolotl_aot.training.objective import Objective, Scores
 from axolotl_aot.training.reference import Reference
 from axolotl_aot.training.resume import RunState
@@ -40,40 +47,11 @@ from axolotl_aot.training.score_listener import ScoreListener
 
 LOG = get_logger(__name__)
 
-SLOT = "aot_slot"  # the key under which a micro-batch carries its `MicroBatchSlot`
-POSITIONS = "aot_positions"  # ... where each of its samples stands in the step's order
-MICRO_BATCHES = "aot_micro_batches"  # the micro-batches that stand in for one of Trainer's own
-
 # Micro-batches that are scored in one forward pass: without gradients one layer's activations are alive,
 # not all layers'.
 SCORED_AT_ONCE = 4
 # Derivatives by hidden states that are kept from scoring to training, so that the head runs once.
 SAVED_GRAD_BYTES = 256 * 2**20
-
-
-@dataclass
-class Step:
-    """What micro-batches that are sorted together have in common.
-
-    scores: of each of them; None for the first until its training pass. loss_scale: how many of Trainer's
-    accumulation steps there are for each of them; Trainer divides by the number of those. loss: scalar.
-    coefficients: of each micro-batch, the loss's derivative by each answer's log-probability under the
-    policy, in the scale that Trainer and data parallelism expect.
-    """
-
-    scores: list[Scores | None]
-    loss_scale: float = 1.0
-    loss: Tensor | None = None
-    coefficients: list[Tensor] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class MicroBatchSlot:
-    """Which of its step's micro-batches this is, and the scores of its tokens, where they are known."""
-
-    step: Step
-    index: int
-    cached_scores: TokenScores | None = None
 
 
 class EffectiveBatchMixin:
@@ -114,9 +92,9 @@ class EffectiveBatchMixin:
         if self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if self.objective.samples.paired or not self.aot.aot_stratify:
-            return ShuffledSampler(len(dataset), self.data_seed, self._epoch)
-        return StratifiedSampler(dataset["label"], self.samples_per_sort, self.data_seed, self._epoch)
+        if LABEL in dataset.column_names and self.aot.aot_stratify:
+            return StratifiedSampler(dataset[LABEL], self.samples_per_sort, self.data_seed, self._epoch)
+        return ShuffledSampler(len(dataset), self.data_seed, self._epoch)
 
     def _epoch(self) -> int:
         return self._progress()[0]
@@ -137,27 +115,19 @@ class EffectiveBatchMixin:
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
         # accelerate deals micro-batches out to the processes in turn
         micro_batch, processes = self._train_batch_size, self.args.world_size
-        first, left = self.args.process_index * micro_batch, self._samples_left(step)
+        first = self.args.process_index * micro_batch
+        left = len(self.train_dataset) - step * self.effective_batch_size
         starts = range(first, first + len(batches) * processes * micro_batch, processes * micro_batch)
-        batches = [self._positioned(batch, at, left) for batch, at in zip(batches, starts, strict=True)]
+        batches = [
+            with_positions(batch, at, left, self._answers_per_sample)
+            for batch, at in zip(batches, starts, strict=True)
+        ]
         if not (self.sorts_effective_batch and batches):
             return [{**batch, SLOT: MicroBatchSlot(Step([None]), 0)} for batch in batches], count
         self.optimizer.train()  # an averaging optimizer shows other weights after an evaluation
         batches = [self._prepare_inputs(batch) for batch in batches]
         micro_batches = self._in_slots(self._cut(batches), accumulation=len(batches))
-        return _accumulation_steps(micro_batches, len(batches)), count
-
-    def _samples_left(self, step: int) -> int:
-        return len(self.train_dataset) - step * self.effective_batch_size
-
-    def _positioned(self, batch: Batch, start: int, end: int) -> Batch:
-        """The batch, and where each of its samples stands in the step's order; -1 for copies.
-
-        Where an epoch's samples do not divide, accelerate fills up with copies of its first ones, so
-        that all processes have as many micro-batches, and those are full.
-        """
-        positions = torch.arange(start, start + len(batch["input_ids"]) // self._answers_per_sample)
-        return {**batch, POSITIONS: torch.where(positions < end, positions, -1)}
+        return accumulation_steps(micro_batches, len(batches)), count
 
     def _cut(self, batches: list[Batch]) -> list[Batch]:
         """A step's samples of this process, in micro-batches of even size, the largest first.
@@ -351,21 +321,3 @@ class EffectiveBatchMixin:
         return [
             callback for callback in self.callback_handler.callbacks if isinstance(callback, ScoreListener)
         ]
-
-
-def _accumulation_steps(micro_batches: list[Batch], count: int) -> list[dict[str, Any]]:
-    """The micro-batches, dealt out to `count` of Trainer's accumulation steps; it counts in those.
-
-    Where there are fewer, the first ones are left empty: gradients are exchanged in the last.
-    """
-    bounds = [len(micro_batches) * i // count for i in range(count + 1)]
-    groups = [micro_batches[start:end] for start, end in pairwise(bounds)]
-    none = micro_batches[0]["input_ids"].new_zeros(0)
-    # Trainer counts tokens by the model's main input
-    return [
-        {
-            "input_ids": torch.cat([none, *(batch["input_ids"].flatten() for batch in group)]),
-            MICRO_BATCHES: group,
-        }
-        for group in groups
-    ]

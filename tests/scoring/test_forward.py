@@ -363,3 +363,18 @@ def test_the_model_is_what_it_was_for_everybody_else(tiny_model):
     assert "forward" not in model.lm_head.__dict__
     assert [type(m) for m in model.children()] == [type(m) for m in twin.children()]
     assert torch.equal(model.generate(ids, max_new_tokens=3), twin.generate(ids, max_new_tokens=3))
+
+
+def test_attaching_twice_is_attaching_once():
+    model = make("llama")
+    expected = one_by_one(model)
+    attach(model)
+    forward = model.forward
+    attach(model)
+    assert model.forward is forward
+    other = make("llama")  # another model of the same class is not attached by that
+    with pytest.raises(AttributeError, match="uncast"):
+        completion_logprobs(other, **batch())
+    attach(other)
+    for attached in (model, other):
+        torch.testing.assert_close(completion_logprobs(attached, **batch()).logprobs, expected)

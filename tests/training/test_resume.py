@@ -1,5 +1,6 @@
 """From which checkpoints a run may go on. That it then ends the same is in end_to_end."""
 
+import json
 import shutil
 
 import pytest
@@ -144,3 +145,17 @@ def test_early_stopping_that_was_not_there_before(run, stopping, tmp_path):
     run({**stopping, "early_stopping_patience": None, "max_steps": 2})
     with pytest.raises(ValueError, match="trained without early_stopping_patience; remove that"):
         run({**stopping, "resume_from_checkpoint": str(tmp_path / "out/checkpoint-2")})
+
+
+def test_the_name_under_which_older_checkpoints_keep_the_run_is_known(run, saved, tmp_path):
+    config, folder = saved
+    path = tmp_path / "out/checkpoint-4/trainer_state.json"
+    state = json.loads(path.read_text())
+    callbacks = state["stateful_callbacks"]
+    assert set(callbacks["RunState"]["attributes"]) == {"run_settings", "one_label_steps"}
+    callbacks["AOTSetup"] = callbacks.pop("RunState")
+    path.write_text(json.dumps(state))
+    resume = {"resume_from_checkpoint": f"{folder}/checkpoint-4", "max_steps": 6}
+    assert len(column(run({**config, **resume}), "loss")) == 6
+    with pytest.raises(ValueError, match=r"`seed: 7` \(the checkpoint: 42\)"):
+        run({**config, **resume, "seed": 7})

@@ -1,0 +1,85 @@
+"""The scorer that training, evaluation and reports share, against all logits, one sequence at a time."""
+
+import pytest
+import torch
+
+from axolotl_aot.scoring.forward import attach
+from axolotl_aot.scoring.layouts import binned_tokens, packed_tokens, padded_tokens
+from axolotl_aot.scoring.reference_cache import Sequence
+from axolotl_aot.scoring.scorer import Precision, Scorer, score_each, score_sequences
+from tests.architectures import make
+from tests.scoring.test_forward import batch, one_by_one, sequences
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model():
+    model = make("llama")
+    attach(model)
+    return model
+
+
+def keyed(count: int | None = None) -> dict[bytes, Sequence]:
+    """Those sequences of which a prompt precedes the completion."""
+    found = [Sequence(prompt, completion) for prompt, completion in sequences() if prompt]
+    return {bytes([i]): sequence for i, sequence in enumerate(found[:count])}
+
+
+def test_without_gradients_and_with_the_numbers_are_those_of_all_logits(model):
+    expected = one_by_one(model)
+    scorer = Scorer(lambda: model, CPU, Precision())
+    model.train()
+    silent = scorer.scores_without_gradients(model, batch()).logprobs
+    assert model.training and not silent.requires_grad
+    graph = scorer.scores(model, batch()).logprobs
+    assert graph.requires_grad
+    for found in (silent, graph):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_strategy_is_found_once_and_for_the_policy(model):
+    asked = []
+    scorer = Scorer(lambda: asked.append(1) or model, CPU, Precision())
+    first = scorer.strategy(batch())
+    count = len(asked)
+    assert count and scorer.strategy(batch()) is first and len(asked) == count
+    assert first.tokens is binned_tokens  # SDPA keeps the sequences of a row apart
+
+
+@pytest.mark.parametrize("tokens", [padded_tokens, packed_tokens, binned_tokens])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_each_sequence_is_scored_by_some_process_and_all_take_as_many_turns(tokens, processes):
+    todo = keyed()
+    turns, found = [], {}
+    for process in range(processes):
+        batches = list(
+            score_each(
+                lambda some: -some["attention_mask"].sum(dim=1).float(),
+                todo,
+                tokens=tokens,
+                sequences_at_once=1,
+                device=CPU,
+                description="",
+                process=process,
+                processes=processes,
+            )
+        )
+        turns.append(len(batches))
+        found |= dict(pair for each in batches for pair in each)
+    assert len(set(turns)) == 1
+    assert found == {key: -len(s.prompt) - len(s.completion) for key, s in todo.items()}
+
+
+def test_a_data_set_under_a_loaded_model():
+    model = make("llama")
+    expected = dict(zip(sequences_with_prompts(), one_by_one(model).tolist(), strict=True))
+    found = score_sequences(model, keyed(), precision=Precision(), sequences_at_once=2)
+    assert len(found) == len(keyed())
+    for key, sequence in keyed().items():
+        want = expected[tuple(sequence.prompt), tuple(sequence.completion)]
+        assert found[key] == pytest.approx(want, rel=1e-5, abs=1e-4)
+
+
+def sequences_with_prompts() -> list[tuple]:
+    return [(tuple(prompt), tuple(completion)) for prompt, completion in sequences()]

@@ -1,0 +1,120 @@
+"""The objective on its own: loss and metrics against loops over the answers, gradients by differences."""
+
+import math
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+from axolotl_aot.config import AOTArgs
+from axolotl_aot.training.objective import Objective, PairedObjective, Scores, UnpairedObjective
+
+BETA = 0.3
+OBJECTIVES = {"aot": PairedObjective, "aot_unpaired": UnpairedObjective}
+
+
+def make(rl: str, **keys: object) -> Objective:
+    return OBJECTIVES[rl](AOTArgs(**keys), BETA)
+
+
+def make_scores(rl: str, answers: int = 14, weighted: bool = False, seed: int = 0) -> Scores:
+    """Float64 scores of answers; of pairs, chosen and rejected in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    reference = -30 + 4 * torch.randn(answers, dtype=torch.float64, generator=generator)
+    policy = reference + torch.randn(answers, dtype=torch.float64, generator=generator)
+    label = torch.arange(answers) % (2 if rl == "aot" else 3) == 0
+    weight = None
+    if weighted:
+        weight = torch.randint(1, 4, (answers,), generator=generator).double()
+        if rl == "aot":  # a pair has one weight
+            weight = weight[::2].repeat_interleave(2)
+    return Scores(policy, reference, label, weight)
+
+
+def compared(rl: str, scores: Scores) -> tuple[list[float], list[float], list[float], list[float]]:
+    """The two samples and their masses, gathered answer by answer."""
+    policy, reference, label = (field.tolist() for field in scores[:3])
+    weight = [1.0] * len(policy) if scores.weight is None else scores.weight.tolist()
+    if rl == "aot":
+        pairs = range(0, len(policy), 2)
+        upper = [policy[i] - policy[i + 1] for i in pairs]
+        lower = [reference[i] - reference[i + 1] for i in pairs]
+        masses = [weight[i] for i in pairs]
+        return upper, lower, masses, masses
+    reward = [p - r for p, r in zip(policy, reference, strict=True)]
+    sides = [[i for i, chosen in enumerate(label) if chosen is wanted] for wanted in (True, False)]
+    return *([reward[i] for i in side] for side in sides), *([weight[i] for i in side] for side in sides)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rl", OBJECTIVES)
+def test_the_loss_is_the_transport_cost_between_what_is_compared(rl, weighted):
+    scores = make_scores(rl, weighted=weighted)
+    upper, lower, a, b = (np.array(values) for values in compared(rl, scores))
+    cost = np.logaddexp(0, -BETA * (upper[:, None] - lower[None, :]))
+    expected = ot.emd2(a / a.sum(), b / b.sum(), cost)
+    assert make(rl).loss(scores).item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("keys", [{}, {"aot_penalty": "squared_hinge", "aot_dominance": "second"}])
+@pytest.mark.parametrize("rl", OBJECTIVES)
+def test_the_gradient_is_that_of_the_loss(rl, keys):
+    scores = make_scores(rl, weighted=True)
+    objective = make(rl, **keys)
+    loss, gradient = objective.loss_and_gradient(scores)
+    assert loss.item() == objective.loss(scores).item() and not loss.requires_grad
+    step = 1e-6
+    for i in range(len(scores.policy)):
+        ends = []
+        for sign in (1, -1):
+            policy = scores.policy.clone()
+            policy[i] += sign * step
+            ends.append(objective.loss(scores._replace(policy=policy)).item())
+        assert gradient[i].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-8)
+
+
+@pytest.mark.parametrize("rl", OBJECTIVES)
+def test_metrics_are_those_of_a_loop(rl):
+    scores = make_scores(rl)
+    metrics = make(rl).metrics(scores)
+    policy, reference, label = (field.tolist() for field in scores[:3])
+    for side, wanted in (("chosen", True), ("rejected", False)):
+        own = [i for i, chosen in enumerate(label) if chosen is wanted]
+        reward = sum(BETA * (policy[i] - reference[i]) for i in own) / len(own)
+        assert metrics[f"rewards/{side}"] == pytest.approx(reward)
+        assert metrics[f"logps/{side}"] == pytest.approx(sum(policy[i] for i in own) / len(own))
+    margin = metrics["rewards/chosen"] - metrics["rewards/rejected"]
+    assert metrics["rewards/margins"] == pytest.approx(margin)
+    upper, lower, _, _ = compared(rl, scores)
+    n, m = len(upper), len(lower)
+    # on a grid that both quantile functions are constant on
+    gaps = [sorted(upper)[k // m] - sorted(lower)[k // n] for k in range(n * m)]
+    assert metrics["dominance/violation"] == pytest.approx(sum(max(-g, 0) for g in gaps) / (n * m))
+    assert metrics["dominance/violation_rate"] == pytest.approx(sum(g < 0 for g in gaps) / (n * m))
+    assert metrics["dominance/margin_p50"] == pytest.approx(
+        sorted(upper)[math.ceil(n / 2) - 1] - sorted(lower)[math.ceil(m / 2) - 1]
+    )
+    if rl == "aot":
+        better = [policy[i] - reference[i] > policy[i + 1] - reference[i + 1] for i in range(0, 14, 2)]
+        assert metrics["rewards/accuracies"] == pytest.approx(sum(better) / 7)
+    else:
+        assert "rewards/accuracies" not in metrics
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_one_label_alone_has_no_loss_and_only_its_own_metrics(label):
+    scores = make_scores("aot_unpaired")
+    scores = scores._replace(label=torch.full_like(scores.label, label))
+    loss, gradient = make("aot_unpaired").loss_and_gradient(scores)
+    assert loss == 0 and not gradient.any()
+    side = "chosen" if label else "rejected"
+    assert set(make("aot_unpaired").metrics(scores)) == {f"rewards/{side}", f"logps/{side}"}
+
+
+def test_float32_scores_stay_float32():
+    scores = make_scores("aot")
+    narrow = Scores(*(f.float() if f is not None and f.is_floating_point() else f for f in scores))
+    loss, gradient = make("aot").loss_and_gradient(narrow)
+    assert loss.dtype == gradient.dtype == torch.float32
+    assert loss.item() == pytest.approx(make("aot").loss(scores).item(), rel=1e-5)

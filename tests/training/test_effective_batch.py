@@ -115,7 +115,7 @@ def test_cutting_by_length_leaves_little_padding(build, config):
         taken[name] = sum(rows * width for rows, width in seen)
     tokens = {}
     for row in trainer.train_dataset:
-        for side in trainer.completions:
+        for side in trainer.objective.samples.columns:
             tokens[str((row["prompt_ids"], row[side]))] = len(row["prompt_ids"]) + len(row[side])
     if config["rl"] == "aot":  # the three steps are one epoch of the 48 pairs
         assert taken["both"] >= sum(tokens.values())

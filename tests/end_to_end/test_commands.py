@@ -49,7 +49,16 @@ def evaluation(output_dir: str) -> dict[str, float]:
         return {row["metric"]: float(row["validation"]) for row in csv.DictReader(file) if row["validation"]}
 
 
-@pytest.mark.parametrize("kind", ["lora", "qlora"])
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ("paired", "lora"),
+        ("unpaired", "qlora"),
+        pytest.param("paired", "qlora", marks=pytest.mark.slow),
+        pytest.param("unpaired", "lora", marks=pytest.mark.slow),
+    ],
+    indirect=["config"],
+)
 def test_adapter_from_training_to_inference(
     run, config, kind, lora, qlora, tmp_path, arguments, monkeypatch, capsys
 ):

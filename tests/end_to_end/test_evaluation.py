@@ -4,8 +4,7 @@ import csv
 
 import pytest
 
-from tests.end_to_end.engines import BOTH, FSDP2, KINDS, PAIRED_LORA, zero
-from tests.marks import slow_except
+from tests.end_to_end.engines import BOTH, FSDP2, KINDS, zero
 from tests.tiny import make_pairs, unpair, with_test_rows
 
 
@@ -26,14 +25,25 @@ def evaluate(processes, config, folder, world, batch_size) -> dict[str, float]:
     return {name: float(value) for name, value in rows.items() if name.split("/")[0] in groups}
 
 
-@pytest.mark.parametrize("config", slow_except([KINDS[3]], [KINDS[0], KINDS[3]]), indirect=True, ids="-".join)
-def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tmp_path):
+SIZES = ((1, 1), (1, 3), (1, 8), (2, 1), (2, 3), (2, 8))  # processes, batch size
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (("unpaired", "lora"), SIZES[::4]),
+        pytest.param(("unpaired", "lora"), SIZES, marks=pytest.mark.slow),
+        pytest.param(("paired", "full"), SIZES, marks=pytest.mark.slow),
+    ],
+    indirect=["config"],
+)
+def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, sizes, tmp_path):
     folder = tmp_path / "run"
     (log,) = processes.train({**with_test_set, "eval_steps": 8}, folder).logs
     last = [entry for entry in log if "eval_loss" in entry][-1]
     results = {
         (world, batch_size): evaluate(processes, with_test_set, folder, world, batch_size)
-        for world, batch_size in ((1, 1), (1, 3), (1, 8), (2, 1), (2, 3), (2, 8))
+        for world, batch_size in sizes
     }
     first = results[1, 1]
     assert {"loss", "dominance/violation", "rewards/chosen", "logps/rejected"} <= set(first)
@@ -44,7 +54,8 @@ def test_any_batch_size_and_any_number_of_processes(processes, with_test_set, tm
         assert result == pytest.approx(first, rel=1e-5, abs=1e-5), case
 
 
-@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], BOTH), indirect=True, ids="-".join)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", BOTH, indirect=True, ids="-".join)
 def test_two_processes_repeat_to_the_last_digit_with_or_without_evaluations(
     processes, with_test_set, tmp_path
 ):

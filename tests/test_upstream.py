@@ -287,7 +287,7 @@ def test_the_keys_that_axolotls_rl_builder_does_not_read(watched):
     from axolotl.utils.dict import DictDefault
 
     from axolotl_aot.checks import SUPERVISED_ONLY
-    from axolotl_aot.training.training_args import SAME_NAME
+    from axolotl_aot.training.run_setup import SAME_NAME
 
     read = set()
 
@@ -737,7 +737,7 @@ def test_the_files_of_an_adapter(lora, tiny_model, tmp_path):
 def test_fingerprints_splits_and_saved_data(tmp_path):
     from datasets import Dataset, ReadInstruction
 
-    from axolotl_aot.data.pipeline import is_saved_dataset
+    from axolotl_aot.data.sources import is_saved_dataset
 
     rows = Dataset.from_dict({"x": range(10)})
     mapped = rows.map(lambda row: {"y": row["x"]}, new_fingerprint="ours", load_from_cache_file=False)

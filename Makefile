@@ -26,7 +26,7 @@ quickstart: install
 
 # what a contributor runs at every change: at most 10 minutes on two cores
 PYTEST := $(BIN)/python -m pytest -q
-TWO_PROCESSES := -n 2 --dist loadgroup --no-loadscope-reorder
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install
 	$(PYTEST) $(TWO_PROCESSES) -m "not slow"

@@ -23,24 +23,14 @@ from tests.tiny import make_model, make_pairs, unpair, with_test_rows, without_r
 
 torch.set_num_threads(1)
 
-LONGEST_FIRST = ("tests/end_to_end", "tests/training", "")  # in what order files are begun
+LONGEST_FIRST = ("tests/end_to_end", "tests/training", "")  # folders, in the order they are begun
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share the tests out between the processes of pytest-xdist, which then end at about the same time.
-
-    A file's tests share its fixtures and stay together, and so do all that start runs by `processes`,
-    whose server takes half a minute to come up.
-    """
-
-    def begun(item: pytest.Item) -> int:
-        return next(i for i, folder in enumerate(LONGEST_FIRST) if item.nodeid.startswith(folder))
-
-    items.sort(key=begun)
-    for item in items:
-        group = "processes" if "processes" in item.fixturenames else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """pytest-xdist hands out files in this order: with short ones last, its processes end together."""
+    items.sort(
+        key=lambda item: next(i for i, folder in enumerate(LONGEST_FIRST) if item.nodeid.startswith(folder))
+    )
 
 
 @pytest.fixture(scope="session")

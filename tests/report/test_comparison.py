@@ -107,11 +107,11 @@ OF_TRAINING = {
 @pytest.mark.parametrize(
     "keys",
     [
-        {"rl": "aot"},
+        pytest.param({"rl": "aot"}, marks=pytest.mark.slow),
         {"rl": "aot", **OF_TRAINING, "adapter": "lora", "lora_r": 4, "lora_target_linear": True},
         {"rl": "dpo", "dpo_label_smoothing": 0.1, "remove_unused_columns": False},
-        {"rl": "ipo", "plugins": None},
-        {"rl": "aot_unpaired"},
+        pytest.param({"rl": "ipo", "plugins": None}, marks=pytest.mark.slow),
+        pytest.param({"rl": "aot_unpaired"}, marks=pytest.mark.slow),
         {"rl": "kto", "kto_desirable_weight": 1.5, "remove_unused_columns": False},
     ],
     ids=["aot", "aot-training-keys", "dpo", "ipo", "aot_unpaired", "kto"],

@@ -34,7 +34,7 @@ def pipeline_of(cfg: Any, tokenizer: Any) -> "Pipeline":
         tokenizer,
         config.active_rl(cfg),
         cfg[config.ENTRIES],
-        sort_size=cfg.batch_size if sorts_effective_batch else cfg.micro_batch_size,
+        samples_per_sort=cfg.batch_size if sorts_effective_batch else cfg.micro_batch_size,
         stratified=aot.aot_stratify,
     )
 

@@ -27,14 +27,14 @@ def require_both_labels(key: str, dataset: Dataset) -> None:
         )
 
 
-def log_label_share(dataset: Dataset, sort_size: int, stratified: bool) -> None:
+def log_label_share(dataset: Dataset, samples_per_sort: int, stratified: bool) -> None:
     """Log how many of the answers that are sorted together will be positive; warn where often all or none.
 
-    sort_size: answers that are sorted together. stratified: whether the labels are spread over them.
+    samples_per_sort: answers that are sorted together. stratified: whether the labels are spread over them.
     """
     labels = _labels(dataset)
     positives, total = int(labels.sum()), len(labels)
-    size = min(sort_size, total)
+    size = min(samples_per_sort, total)
     LOG.info(
         f"{positives:,} of {total:,} answers are positive ({positives / total:.1%}): about "
         f"{size * positives / total:.1f} of the {size} that are sorted together"

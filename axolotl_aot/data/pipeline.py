@@ -40,14 +40,14 @@ class Pipeline:
     """The data of one run.
 
     rl: "aot" or "aot_unpaired". entries: of `datasets` and `test_datasets`, as the user wrote them.
-    sort_size: samples that are sorted together. stratified: whether the labels are spread over them.
+    samples_per_sort: samples that are sorted together. stratified: whether the labels are spread over them.
     """
 
     cfg: DictDefault
     tokenizer: PreTrainedTokenizerBase
     rl: str
     entries: dict[str, list[dict[str, Any]]]
-    sort_size: int
+    samples_per_sort: int
     stratified: bool
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Pipeline:
             train, evaluation = deduplicate_and_log_datasets(dataset=train, other_dataset=evaluation)
         self._require_both_labels(train, evaluation)
         if not SAMPLE_TYPES[self.rl].paired:
-            log_label_share(train, self.sort_size, self.stratified)
+            log_label_share(train, self.samples_per_sort, self.stratified)
         return train, evaluation
 
     @retry_on_request_exceptions(max_retries=3, delay=5)

@@ -2,7 +2,7 @@
 
 axolotl's `rl:` is a closed list that its validation, data pipeline, model loader and trainer builder
 each check again. So `rl: aot` is rewritten to `rl: dpo` and `rl: aot_unpaired` to `rl: kto` before
-validation, with this package's trainer in `trainer_cls`, which is axolotl's own door for a custom
+validation, with this package's trainer in `trainer_cls`, which is axolotl's own key for a custom
 trainer. All that the YAML alone shows to be wrong stops here, before a model is loaded.
 
 The options of `datasets:` and `test_datasets:` would not survive that validation: axolotl's schemas for

@@ -1,4 +1,4 @@
-"""The one door into axolotl: the hooks that it calls, each a few lines.
+"""The plugin: the hooks that axolotl calls, each a few lines.
 
 axolotl keeps plugins registered for the life of a process and calls every hook of every one, also for
 a config that does not use it; so each hook asks first whether the config at hand runs AOT.

@@ -1,4 +1,4 @@
-"""The door into axolotl: validation, data pipeline, hooks; and what axolotl must go on promising."""
+"""The plugin in axolotl: validation, data pipeline, hooks; and what axolotl must go on promising."""
 
 import importlib
 import inspect

@@ -21,7 +21,6 @@ from pydantic import BaseModel, Field, ValidationError
 from axolotl_aot.checks import check_best_model, check_beta, check_foreign_keys, check_parallelism
 from axolotl_aot.data.types import parse
 from axolotl_aot.dominance import (
-    DEFAULT_SOFT_SORT_STRENGTH,
     DOMINANCES,
     PENALTIES,
     SMOOTHABLE_PENALTIES,
@@ -57,10 +56,11 @@ class AOTArgs(BaseModel):
         default="hard",
         description="Exact sort, or the differentiable one of arXiv 2002.08871.",
     )
-    aot_soft_sort_strength: float = Field(
-        default=DEFAULT_SOFT_SORT_STRENGTH,
+    aot_soft_sort_strength: float | None = Field(
+        default=None,
         gt=0,
-        description="Regularisation of `aot_sort: soft`; towards 0 it becomes the hard sort.",
+        description="Regularisation of `aot_sort: soft`: sorted rewards are pulled together to 1 / strength "
+        "nats apart; towards 0 it becomes the hard sort. By default it follows the rewards' spread.",
     )
     aot_label_smoothing: float = Field(
         default=0.0,
@@ -205,7 +205,7 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
             f"`aot_max_tokens_per_micro_batch: {args.aot_max_tokens_per_micro_batch}` with `aot_scope: "
             f"{args.aot_scope}`: there the loss depends on how the batch is cut; remove one of the two"
         )
-    if args.aot_soft_sort_strength != DEFAULT_SOFT_SORT_STRENGTH and args.aot_sort != "soft":
+    if args.aot_soft_sort_strength is not None and args.aot_sort != "soft":
         LOG.warning("aot_soft_sort_strength has no effect without `aot_sort: soft`")
     return args
 

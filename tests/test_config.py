@@ -45,7 +45,7 @@ def test_settings_have_the_documented_defaults():
         "aot_scope": "effective_batch",
         "aot_dominance": "first",
         "aot_sort": "hard",
-        "aot_soft_sort_strength": 0.1,
+        "aot_soft_sort_strength": None,
         "aot_label_smoothing": 0.0,
         "aot_stratify": True,
         "aot_padding_free": None,
@@ -165,6 +165,8 @@ def test_harmless_values_pass(rl, more):
 def test_a_strength_without_the_soft_sort_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         settings({"aot_soft_sort_strength": 0.5, "aot_sort": "soft"})
+        settings({"aot_sort": "soft"})
+        settings({"aot_soft_sort_strength": None})
         assert not caplog.records
         settings({"aot_soft_sort_strength": 0.5})
     assert "no effect without `aot_sort: soft`" in caplog.text

@@ -132,12 +132,14 @@ def test_label_smoothing_is_the_mixture_of_both_directions():
     assert loss.item() == pytest.approx(ot.emd2(ot.unif(9), ot.unif(6), cost), rel=1e-9)
 
 
-OPTIONS = list(itertools.product(PENALTIES, DOMINANCES, SORTS, [False, True]))
+SORTS_AND_STRENGTHS = [("hard", None), ("soft", 0.5), ("soft", None)]
+OPTIONS = list(itertools.product(PENALTIES, DOMINANCES, SORTS_AND_STRENGTHS, [False, True]))
 
 
-@pytest.mark.parametrize(("penalty", "dominance", "sort", "weighted"), OPTIONS)
+@pytest.mark.parametrize(("penalty", "dominance", "sort_and_strength", "weighted"), OPTIONS)
 @pytest.mark.parametrize(("n", "m"), [(6, 6), (7, 4)])
-def test_gradcheck(penalty, dominance, sort, weighted, n, m):
+def test_gradcheck(penalty, dominance, sort_and_strength, weighted, n, m):
+    sort, strength = sort_and_strength
     upper, lower = 3 * normal(n, 1).requires_grad_(), 3 * normal(m, 2).requires_grad_()
     weights = {"upper_weights": normal(n, 3).exp(), "lower_weights": normal(m, 4).exp()}
 
@@ -149,7 +151,7 @@ def test_gradcheck(penalty, dominance, sort, weighted, n, m):
             penalty=penalty,
             dominance=dominance,
             sort=sort,
-            soft_sort_strength=0.5,
+            soft_sort_strength=strength,
             **(weights if weighted else {}),
         )
 
@@ -180,6 +182,85 @@ def test_soft_sort_tends_to_the_hard_sort_and_differs_before():
     assert abs(soft[0] - hard) > 1e-3
     assert soft[2] == pytest.approx(hard, rel=1e-9)
     assert soft[3] == pytest.approx(hard, rel=1e-12)  # no cancellation at a tiny strength
+
+
+def soft_sorted(sample: torch.Tensor, strength: float) -> torch.Tensor:
+    return quantile_steps(sample, sample, sort="soft", soft_sort_strength=strength).upper
+
+
+def mean_distance(*samples: torch.Tensor) -> float:
+    """Of two values of the same sample, over all pairs; samples count with their degrees of freedom."""
+    total = 0.0
+    for sample in samples:
+        distances = [abs(a - b) for a, b in itertools.combinations(sample.tolist(), 2)]
+        total += (len(sample) - 1) * np.mean(distances) if distances else 0.0
+    return total / sum(len(sample) - 1 for sample in samples)
+
+
+@pytest.mark.parametrize("sample", [normal, ties, heavy_tails])
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (7, 7), (64, 64), (5, 3), (1, 6), (13, 40)])
+def test_default_strength_allows_twice_the_spacing_of_evenly_spaced_samples(n, m, sample):
+    upper, lower = sample(n, 1), 3 * sample(m, 2)
+    spread = mean_distance(upper, lower)
+    # evenly spaced, n values lie 3 * spread / (n + 1) apart; the strength is the inverse of the distance
+    expected = [soft_sorted(w, (len(w) + 1) / (2 * 3 * spread)) for w in (upper, lower)]
+    gap = brute_force(*expected, lambda z: z, "first")
+    square = brute_force(*expected, lambda z: z**2, "first")
+    steps = quantile_steps(upper, lower, sort="soft")
+    assert (steps.mass * (steps.upper - steps.lower)).sum().item() == pytest.approx(gap, abs=1e-9)
+    assert (steps.mass * (steps.upper - steps.lower) ** 2).sum().item() == pytest.approx(square, rel=1e-9)
+
+
+def test_default_soft_sort_by_hand():
+    # 4 of 10 distances are 10 and the others 0, so D = 4; evenly spaced values would lie 3 * 4 / (5 + 1) = 2
+    # apart, and 4 are allowed: the last two are pulled together to that around their mean of 5
+    w = torch.tensor([0.0, 10.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+    assert quantile_steps(w, w + 1, sort="soft").upper.tolist() == pytest.approx([0, 0, 0, 3, 7])
+
+
+@pytest.mark.parametrize(("n", "m"), [(9, 9), (12, 7)])
+def test_default_soft_sort_leaves_evenly_spaced_samples_alone(n, m):
+    upper, lower = (torch.linspace(-1, 1, count, dtype=torch.float64) for count in (n, m))
+    spread = [mean_distance(sample) for sample in (upper, lower)]
+    lower = lower * spread[0] / spread[1]  # equally spread
+    soft, hard = quantile_steps(upper, lower, sort="soft"), quantile_steps(upper, lower)
+    np.testing.assert_allclose(soft.upper, hard.upper, atol=1e-12)
+    np.testing.assert_allclose(soft.lower, hard.lower, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(("n", "m"), [(16, 16), (64, 64), (64, 20), (512, 512)])
+@pytest.mark.parametrize("sample", [normal, heavy_tails])
+def test_default_soft_sort_acts_at_any_scale(sample, n, m, scale):
+    upper, lower = sample(n, 1), sample(m, 2)
+    soft, hard = quantile_steps(upper, lower, sort="soft"), quantile_steps(upper, lower)
+    quartiles = upper.quantile(0.75) - upper.quantile(0.25)
+    assert (soft.upper - hard.upper).abs().max() > 0.05 * quartiles
+    scaled = quantile_steps(scale * upper + 5, scale * lower - 7, sort="soft")
+    np.testing.assert_allclose(scaled.upper, scale * soft.upper + 5, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(scaled.lower, scale * soft.lower - 7, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_default_soft_sort_keeps_dominance(seed):
+    lower = normal(31, seed)
+    raised = torch.where(normal(31, seed + 100) > 0, heavy_tails(31, seed + 200).abs(), 0.0)
+    upper = lower + raised  # at least lower, rank by rank, and of another spread
+    assert violation(upper, lower).size <= 1e-12
+    soft = quantile_steps(upper, lower, sort="soft")
+    assert (soft.upper >= soft.lower - 1e-9).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 3), (4, 4)])
+def test_default_soft_sort_of_samples_without_spread_is_the_hard_sort(n, m):
+    results = {}
+    for sort in SORTS:
+        upper = torch.full((n,), 0.1, requires_grad=True)
+        lower = torch.full((m,), 0.3, requires_grad=True)
+        loss = dominance_loss(upper, lower, beta=BETA, sort=sort)
+        loss.backward()
+        results[sort] = [loss.item(), *upper.grad.tolist(), *lower.grad.tolist()]
+    assert results["soft"] == pytest.approx(results["hard"], rel=1e-6)
 
 
 @pytest.mark.parametrize("shift", [-2.0, 0.0, 0.3])

@@ -162,7 +162,7 @@ def _last_complete(folder: Path) -> Path | None:
 def _require_same_settings(before: dict[str, Any], now: dict[str, Any], checkpoint: str) -> None:
     changed = [
         f"`{key}: {now.get(key)}` (the checkpoint: {before.get(key)})"
-        for key in {**before, **now}
+        for key in now  # what is not among these has no effect on this run
         if before.get(key) != now.get(key)
     ]
     if changed:

@@ -189,7 +189,10 @@ class AOTMixin(EffectiveBatchMixin):
 
     def _run_settings(self) -> dict[str, Any]:
         """What a run must not change half-way, by YAML key."""
-        aot = self.aot.model_dump(exclude=self.without_effect | NOT_OF_THE_RUN)
+        without_effect = self.without_effect | NOT_OF_THE_RUN
+        if self.aot.aot_sort != "soft":
+            without_effect = without_effect | {"aot_soft_sort_strength"}
+        aot = self.aot.model_dump(exclude=without_effect)
         settings = {"rl": self.objective.rl, "rl_beta": self.beta, **aot}
         if not self.sorts_effective_batch:
             settings["micro_batch_size"] = self.samples_per_sort

@@ -27,7 +27,6 @@ class SampleType(NamedTuple):
         return "pairs" if self.paired else "answers"
 
 
-SAMPLE_TYPES = {
-    "aot": SampleType(("chosen", "rejected")),
-    "aot_unpaired": SampleType(("completion",)),
-}
+PAIRS = SampleType(("chosen", "rejected"))
+LABELLED = SampleType(("completion",))
+SAMPLE_TYPES = {"aot": PAIRS, "aot_unpaired": LABELLED}

@@ -42,7 +42,7 @@ HOP = 20e-6
 def gathered(objective: Objective, samples: int) -> Scores:
     """Scores of a step's samples as after some training, as they arrive from all processes."""
     generator = torch.Generator().manual_seed(0)
-    each = objective.answers_per_sample
+    each = objective.sequences_per_sample
     answers = samples * each
     reference = -60 + 10 * torch.randn(answers, generator=generator)
     paired = torch.arange(answers) % 2 == 0
@@ -60,7 +60,7 @@ def seconds(objective: Objective, processes: int) -> float:
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        scores = everyone.of(in_order(everyone, objective.answers_per_sample))
+        scores = everyone.of(in_order(everyone, objective.sequences_per_sample))
         require_finite(scores, step=1)
         objective.loss_and_gradient(scores)
         objective.metrics(scores)
@@ -70,13 +70,13 @@ def seconds(objective: Objective, processes: int) -> float:
 
 def gather_seconds(objective: Objective, processes: int) -> float:
     """On paper: the bytes of all scores through the network, and the hops."""
-    columns = 4 * objective.answers_per_sample  # policy, reference, label and position
+    columns = 4 * objective.sequences_per_sample  # policy, reference, label and position
     return processes * SAMPLES * columns * 4 / BANDWIDTH + HOP * math.log2(processes)
 
 
 def step_seconds(objective: Objective) -> float:
     """On paper: scoring under policy and reference, and the training pass."""
-    return SAMPLES * objective.answers_per_sample * TOKENS * PARAMETERS * (2 + 2 + 6) / FLOPS
+    return SAMPLES * objective.sequences_per_sample * TOKENS * PARAMETERS * (2 + 2 + 6) / FLOPS
 
 
 def main() -> None:

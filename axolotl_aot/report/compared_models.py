@@ -11,15 +11,15 @@ from transformers import PreTrainedModel
 
 from axolotl_aot import config
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.scoring.models import load_adapter, load_whole_model
-from axolotl_aot.scoring.reference_cache import Sequence
-from axolotl_aot.scoring.scorer import Precision, score_sequences
+from axolotl_aot.scoring.models import ADAPTER_WEIGHTS, load_adapter, load_whole_model
+from axolotl_aot.scoring.reference_cache import TokenizedAnswer
+from axolotl_aot.scoring.scorer import score_sequences
 
 LOG = get_logger(__name__)
 
 REFERENCE = "reference"  # the base model's name among the models
-WEIGHTS = {
-    "adapter": ("adapter_model.safetensors", "adapter_model.bin"),
+WEIGHT_FILES = {
+    "adapter": (ADAPTER_WEIGHTS, "adapter_model.bin"),
     "model": (
         "model.safetensors",
         "model.safetensors.index.json",
@@ -54,21 +54,25 @@ def trained_models(name: str, own: Path, others: Mapping[str, Path], named: bool
 
 
 def _kind(folder: Path) -> str | None:
-    return next((kind for kind, files in WEIGHTS.items() if any((folder / f).is_file() for f in files)), None)
+    return next(
+        (kind for kind, files in WEIGHT_FILES.items() if any((folder / f).is_file() for f in files)), None
+    )
 
 
 def _nothing_in(folder: Path) -> str:
-    return f"no trained adapter or model there ({' or '.join(files[0] for files in WEIGHTS.values())})"
+    return f"no trained adapter or model there ({' or '.join(files[0] for files in WEIGHT_FILES.values())})"
 
 
 def score_models(
-    cfg: DictDefault, model: PreTrainedModel, folders: dict[str, Path], sequences: dict[bytes, Sequence]
+    cfg: DictDefault,
+    model: PreTrainedModel,
+    folders: dict[str, Path],
+    sequences: dict[bytes, TokenizedAnswer],
 ) -> dict[str, dict[bytes, float]]:
     """Log-probabilities under the base model and under each trained one; one pass each."""
-    precision = Precision(torch.bfloat16 if cfg.bf16 else torch.float16 if cfg.fp16 else None)
     common = {
         "sequences_at_once": cfg.eval_batch_size or cfg.micro_batch_size,
-        "precision": precision,
+        "matmul_dtype": torch.bfloat16 if cfg.bf16 else torch.float16 if cfg.fp16 else None,
         "padding_free": config.settings(cfg).aot_padding_free,
     }
     scores = {REFERENCE: score_sequences(model, sequences, description=f"Scoring {REFERENCE}", **common)}

@@ -7,6 +7,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_aot.report.runs import Answers, Run
+from axolotl_aot.samples import LABELLED, PAIRS
 
 COUNT = 5  # of either label
 CHARACTERS = 400  # of a text; of prompts their ends are kept
@@ -18,7 +19,7 @@ def examples(run: Run, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
     dataset: the tokenized rows that the run's answers come from. Its order is not that of the user's file,
     which axolotl shuffles, so that texts are given and no numbers of rows.
     """
-    columns = ("chosen_ids", "rejected_ids") if run.paired else ("completion_ids", "completion_ids")
+    columns = (PAIRS if run.paired else LABELLED).columns
     sides = {"chosen": (run.chosen, 1), "rejected": (run.rejected, -1)}
     return {
         side: [
@@ -29,7 +30,7 @@ def examples(run: Run, dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
             }
             for i in _extremes(answers, sign)
         ]
-        for (side, (answers, sign)), column in zip(sides.items(), columns, strict=True)
+        for (side, (answers, sign)), column in zip(sides.items(), (columns[0], columns[-1]), strict=True)
     }
 
 

@@ -150,7 +150,10 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 def _curves(axis: Axes, report: Numbers, compared: Numbers) -> None:
     """Both quantile curves of a comparison of chosen and rejected answers, with their bands."""
-    for end, width in (("upper", 2.4), ("lower", 1.4)):  # where they coincide, both are seen
+    for end, width in (
+        ("upper", 2.4),
+        ("lower", 1.4),
+    ):  # of unequal widths, so that both show where they coincide
         name = compared[end]
         _curve(axis, report["levels"], compared["curves"][end], COLOURS[name], "-", name, width)
 

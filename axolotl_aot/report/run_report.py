@@ -33,7 +33,7 @@ def write_run_report(cfg: DictDefault, scored: ScoredRun) -> None:
     """Write the report of a run that has ended and is saved; says where it is, or why there is none.
 
     axolotl has closed the process group by then: its logger must not ask which process this is, which is
-    the main one, as no other has a scored.
+    the main one, as only that one has a `ScoredRun`.
     """
     folder = Path(cfg.output_dir) / FOLDER
     try:

@@ -110,9 +110,9 @@ def compare(comparison: Comparison, run: Run) -> dict[str, Any]:
     weights = run.chosen.weights, run.rejected.weights
 
     def measure(*rows: np.ndarray) -> dict[str, Any]:
-        chosen = (sample[i] for sample, i in zip(samples, rows, strict=True))
+        drawn = (sample[i] for sample, i in zip(samples, rows, strict=True))
         masses = (w if w is None else w[i] for w, i in zip(weights, rows, strict=True))
-        return _measure(*chosen, *masses)
+        return _measure(*drawn, *masses)
 
     found = _bootstrap(measure, [len(sample) for sample in samples], run.paired)
     differ = found.resampled["wasserstein"] > 0

@@ -1,1 +1,1 @@
-"""Log-probabilities of completions under any causal language model; knows neither AOT nor axolotl."""
+"""Log-probabilities of completions under any causal language model; knows neither the loss nor a trainer."""

@@ -19,7 +19,7 @@ SEQUENCES = ("input_ids", "attention_mask", "completion_mask")
 WEIGHT = "weight"  # the samples' masses in their distributions
 LABEL = "label"  # whether an answer is a chosen one; pairs have no such column
 EXTRAS = (LABEL, WEIGHT)  # columns of the data that go with the samples, where there are any
-REFERENCE = "reference"  # log-probabilities under the reference, (samples, sequences per sample)
+REFERENCE_LOGPROBS = "reference"  # log-probabilities under the reference, (samples, sequences per sample)
 
 Batch = dict[str, Tensor]
 Lookup = Callable[[list[int], list[int]], float]  # a prompt's and a completion's tokens to nats
@@ -48,7 +48,7 @@ class Collator:
                 batch[name] = torch.tensor([row[name] for row in rows])
         if self.reference is not None:
             logprobs = torch.tensor([self.reference(p, c) for p, c in pairs])
-            batch[REFERENCE] = logprobs.view(len(self.completions), len(rows)).T
+            batch[REFERENCE_LOGPROBS] = logprobs.view(len(self.completions), len(rows)).T
         return batch
 
 
@@ -81,17 +81,27 @@ def join(batches: list[Batch], sequences_per_sample: int) -> Batch:
 def select(batch: Batch, samples: list[int], sequences_per_sample: int) -> Batch:
     """A batch of some of the samples, in this order, no longer than the longest of them."""
     index = torch.tensor(samples, device=batch["input_ids"].device)
-    chosen = {
+    selected = {
         name: value.view(sequences_per_sample, -1, value.shape[1])[:, index].flatten(0, 1)
         if name in SEQUENCES
         else value[index]
         for name, value in batch.items()
     }
-    length = int(chosen["attention_mask"].sum(dim=1).max())
-    return {name: value[:, :length] if name in SEQUENCES else value for name, value in chosen.items()}
+    length = int(selected["attention_mask"].sum(dim=1).max())
+    return {name: value[:, :length] if name in SEQUENCES else value for name, value in selected.items()}
 
 
-def split(samples: list[int], sequences_per_sample: int) -> list[list[int]]:
+def to_sample_order(values: Tensor, sequences_per_sample: int) -> Tensor:
+    """Values of a batch's sequences (all first ones, then all second ones), now sample by sample."""
+    return values.view(sequences_per_sample, -1).T.flatten()
+
+
+def to_batch_order(values: Tensor, sequences_per_sample: int) -> Tensor:
+    """The inverse of `to_sample_order`."""
+    return values.view(-1, sequences_per_sample).T.flatten()
+
+
+def sequence_numbers(samples: list[int], sequences_per_sample: int) -> list[list[int]]:
     """The numbers of the sequences in a joined batch that belong to each of its parts.
 
     samples: how many each part has.

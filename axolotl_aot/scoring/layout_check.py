@@ -30,7 +30,7 @@ from axolotl_aot.scoring.layouts import (
 LOG = logging.getLogger(__name__)
 
 PROBE_TOKENS = (48, 27, 21)  # of the sequences that are tried; the last two fill a row as long as the first
-KEY = "aot_padding_free"
+PADDING_FREE_KEY = "aot_padding_free"
 
 
 class ScoringStrategy(NamedTuple):
@@ -87,13 +87,13 @@ def select_strategy(
     Raises:
         AOTConfigError: `padding_free` is True, and the attention or the model does not allow it.
     """
-    short = PADDING_FREE.get(attention.split("@")[0].split(":")[0])  # a kernel's name may carry its version
-    if padding_free and short is None:
+    fast = PADDING_FREE.get(attention.split("@")[0].split(":")[0])  # a kernel's name may carry its version
+    if padding_free and fast is None:
         raise AOTConfigError(
-            f"`{KEY}: true` with `attn_implementation: {attention}`: it cannot keep the sequences of one row "
-            f"apart; use one of {', '.join(PADDING_FREE)}, or remove {KEY}"
+            f"`{PADDING_FREE_KEY}: true` with `attn_implementation: {attention}`: it cannot keep the "
+            f"sequences of one row apart; use one of {', '.join(PADDING_FREE)}, or remove {PADDING_FREE_KEY}"
         )
-    fault_of = _comparison(score, probe, epsilon)
+    fault_of = _fault_finder(score, probe, epsilon)
     fault = fault_of(PADDED)
     full_logits = fault is not None
     if full_logits:
@@ -103,21 +103,23 @@ def select_strategy(
             model,
             fault,
         )
-    if padding_free is False or short is None:
+    if padding_free is False or fast is None:
         return PADDED._replace(full_logits=full_logits)
     if needs_one_row:
-        short = ONE_ROW
-    short = short._replace(full_logits=full_logits)
-    fault = fault_of(short)
+        fast = ONE_ROW
+    fast = fast._replace(full_logits=full_logits)
+    fault = fault_of(fast)
     if fault is None:
-        return short
+        return fast
     if padding_free:
-        raise AOTConfigError(f"`{KEY}: true` does not fit {model} ({fault}); remove {KEY}")
+        raise AOTConfigError(
+            f"`{PADDING_FREE_KEY}: true` does not fit {model} ({fault}); remove {PADDING_FREE_KEY}"
+        )
     LOG.warning("%s is scored with padding, because without it is wrong here (%s)", model, fault)
     return PADDED._replace(full_logits=full_logits)
 
 
-def _comparison(score: Score, probe: Batch, epsilon: float) -> Callable[[ScoringStrategy], str | None]:
+def _fault_finder(score: Score, probe: Batch, epsilon: float) -> Callable[[ScoringStrategy], str | None]:
     """A function that says what is wrong with a strategy on the probe; None where nothing is."""
     alone = [select(probe, [i], 1) for i in range(len(PROBE_TOKENS))]
     naive_reference = PADDED._replace(full_logits=True)

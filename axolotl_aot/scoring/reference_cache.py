@@ -26,7 +26,7 @@ IRRELEVANT = ("use_cache", "transformers_version")
 DIGEST_BYTES = 16
 
 
-class Sequence(NamedTuple):
+class TokenizedAnswer(NamedTuple):
     """A prompt and a completion, in tokens."""
 
     prompt: list[int]
@@ -40,7 +40,7 @@ class ReferenceFileError(ValueError):
 class ReferenceCache:
     """Log-probabilities in nats of completions under one model, by their tokens."""
 
-    def __init__(self, path: Path | None = None, fingerprint: str = ""):
+    def __init__(self, path: Path, fingerprint: str):
         self.path = path
         self.fingerprint = fingerprint
         self._known: dict[bytes, float] = {}
@@ -61,8 +61,12 @@ class ReferenceCache:
     def update(self, scored: Iterable[tuple[bytes, float]]) -> None:
         self._known.update(scored)
 
-    def clear(self) -> None:
-        self._known.clear()
+    def keys(self) -> set[bytes]:
+        return set(self._known)
+
+    def remove(self, digests: Iterable[bytes]) -> None:
+        for digest in digests:
+            del self._known[digest]
 
     def load(self) -> None:
         """Read the file, if there is one.
@@ -101,14 +105,14 @@ def digest(prompt: list[int], completion: list[int]) -> bytes:
     return hashlib.blake2b(tokens.tobytes(), digest_size=DIGEST_BYTES).digest()
 
 
-def sequences_of(dataset: Dataset, completions: Iterable[str]) -> dict[bytes, Sequence]:
+def sequences_of(dataset: Dataset, completions: Iterable[str]) -> dict[bytes, TokenizedAnswer]:
     """The different sequences of a tokenized data set, by their digest; the columns hold its completions."""
-    found: dict[bytes, Sequence] = {}
+    found: dict[bytes, TokenizedAnswer] = {}
     columns = dataset.select_columns(["prompt_ids", *completions])
     for rows in columns.iter(batch_size=1000):
         for column in completions:
             for prompt, completion in zip(rows["prompt_ids"], rows[column], strict=True):
-                found.setdefault(digest(prompt, completion), Sequence(prompt, completion))
+                found.setdefault(digest(prompt, completion), TokenizedAnswer(prompt, completion))
     return found
 
 

@@ -5,7 +5,7 @@ It knows how a model is to be scored (`layout_check`), and looks that up once, a
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -16,18 +16,9 @@ from transformers import PreTrainedModel
 from axolotl_aot.scoring.batches import SEQUENCES, Batch, Collator, cut
 from axolotl_aot.scoring.forward import CompletionScores, attach, completion_logprobs
 from axolotl_aot.scoring.layout_check import ScoringStrategy, make_probe, select_strategy
+from axolotl_aot.scoring.layouts import Sizes
 from axolotl_aot.scoring.models import without_adapter
-from axolotl_aot.scoring.reference_cache import Sequence
-
-
-class Precision(NamedTuple):
-    """autocast: the type that matrices are multiplied in; None for that of the weights."""
-
-    autocast: torch.dtype | None = None
-
-    def epsilon(self, weights: torch.dtype) -> float:
-        """Of the coarser of the types that weights are held in and matrices are multiplied in."""
-        return max(torch.finfo(dtype).eps for dtype in (self.autocast or weights, weights))
+from axolotl_aot.scoring.reference_cache import TokenizedAnswer
 
 
 class Scorer:
@@ -37,8 +28,8 @@ class Scorer:
         policy: gives the model that is scored, or trained, for which the strategy is found. It is asked
             when that is due, since an engine may wrap the model meanwhile.
         device: where the models are.
-        precision: what the models compute in.
-        autocast: makes the context of a forward pass without gradients; torch's autocast to `precision`
+        matmul_dtype: the type that matrices are multiplied in; None for that of the weights.
+        autocast: makes the context of a forward pass without gradients; torch's autocast to `matmul_dtype`
             where None. With gradients the caller sets the context, as Trainer does.
         padding_free: `aot_padding_free`.
         needs_one_row: see `select_strategy`.
@@ -51,7 +42,7 @@ class Scorer:
         self,
         policy: Callable[[], nn.Module],
         device: torch.device,
-        precision: Precision,
+        matmul_dtype: torch.dtype | None = None,
         *,
         autocast: Callable[[], AbstractContextManager] | None = None,
         padding_free: bool | None = None,
@@ -61,7 +52,7 @@ class Scorer:
     ):
         self._policy = policy
         self.device = device
-        self.precision = precision
+        self._matmul_dtype = matmul_dtype
         self._autocast = autocast or self._torch_autocast
         self._padding_free = padding_free
         self._needs_one_row = needs_one_row
@@ -98,8 +89,9 @@ class Scorer:
 
     @property
     def epsilon(self) -> float:
-        """Of the floating-point type that the policy computes in."""
-        return self.precision.epsilon(self._policy().dtype)
+        """Of the coarser of the types that the policy's weights are held in and multiplied in."""
+        weights = self._policy().dtype
+        return max(torch.finfo(dtype).eps for dtype in (self._matmul_dtype or weights, weights))
 
     @contextmanager
     def _inference(self, model: nn.Module) -> Iterator[None]:
@@ -120,7 +112,7 @@ class Scorer:
         return self._trains and self.device.type == "cpu" and getattr(model, "is_loaded_in_4bit", False)
 
     def _torch_autocast(self) -> AbstractContextManager:
-        dtype = self.precision.autocast
+        dtype = self._matmul_dtype
         return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
 
 
@@ -134,7 +126,7 @@ def _scores(strategy: ScoringStrategy, model: nn.Module, batch: Batch, **kwargs:
 # --- Whole data sets --------------------------------------------------------------------------
 
 
-def collate(sequences: list[Sequence], device: torch.device) -> Batch:
+def collate(sequences: list[TokenizedAnswer], device: torch.device) -> Batch:
     """A batch of single completions, each with its prompt."""
     rows = [{"prompt_ids": s.prompt, "completion_ids": s.completion} for s in sequences]
     return {name: value.to(device) for name, value in Collator(["completion_ids"])(rows).items()}
@@ -142,9 +134,9 @@ def collate(sequences: list[Sequence], device: torch.device) -> Batch:
 
 def score_each(
     score: Callable[[Batch], Tensor],
-    sequences: dict[bytes, Sequence],
+    sequences: dict[bytes, TokenizedAnswer],
     *,
-    tokens: Callable,
+    tokens: Callable[[Sizes], int],
     sequences_at_once: int,
     device: torch.device,
     description: str,
@@ -176,9 +168,9 @@ def score_each(
 
 def score_sequences(
     model: PreTrainedModel | PeftModel,
-    sequences: dict[bytes, Sequence],
+    sequences: dict[bytes, TokenizedAnswer],
     *,
-    precision: Precision,
+    matmul_dtype: torch.dtype | None = None,
     sequences_at_once: int,
     padding_free: bool | None = None,
     description: str = "Scoring",
@@ -188,7 +180,7 @@ def score_sequences(
     Arguments as `score_each`.
     """
     attach(without_adapter(model))
-    scorer = Scorer(lambda: model, model.device, precision, padding_free=padding_free)
+    scorer = Scorer(lambda: model, model.device, matmul_dtype, padding_free=padding_free)
     probe = collate([next(iter(sequences.values()))], scorer.device)
     batches = score_each(
         lambda batch: scorer.scores_without_gradients(model, batch).logprobs,

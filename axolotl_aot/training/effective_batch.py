@@ -25,7 +25,19 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from axolotl_aot.config import AOTArgs
-from axolotl_aot.scoring.batches import LABEL, WEIGHT, Batch, cut, cut_evenly, join, select, sizes, split
+from axolotl_aot.scoring.batches import (
+    LABEL,
+    WEIGHT,
+    Batch,
+    cut,
+    cut_evenly,
+    join,
+    select,
+    sequence_numbers,
+    sizes,
+    to_batch_order,
+    to_sample_order,
+)
 from axolotl_aot.scoring.head import TokenScores
 from axolotl_aot.scoring.scorer import Scorer
 from axolotl_aot.training import gathering
@@ -119,7 +131,7 @@ class EffectiveBatchMixin:
         left = len(self.train_dataset) - step * self.effective_batch_size
         starts = range(first, first + len(batches) * processes * micro_batch, processes * micro_batch)
         batches = [
-            with_positions(batch, at, left, self._answers_per_sample)
+            with_positions(batch, at, left, self._sequences_per_sample)
             for batch, at in zip(batches, starts, strict=True)
         ]
         if not (self.sorts_effective_batch and batches):
@@ -139,14 +151,14 @@ class EffectiveBatchMixin:
         if len(batches) == 1 and limit is None:
             return batches
         tokens = self.scorer.strategy(batches[0]).tokens
-        joined = join(batches, self._answers_per_sample)
-        samples = sizes(joined, self._answers_per_sample)
+        joined = join(batches, self._sequences_per_sample)
+        samples = sizes(joined, self._sequences_per_sample)
         count = len(batches)
         if limit is not None:
             needed = torch.tensor([len(cut(samples, tokens, limit))], device=self.accelerator.device)
             count = int(self.accelerator.gather(needed).max())
         groups = cut_evenly(samples, tokens, count)
-        return [select(joined, group, self._answers_per_sample) for group in groups]
+        return [select(joined, group, self._sequences_per_sample) for group in groups]
 
     def _in_slots(self, micro_batches: list[Batch], accumulation: int) -> list[Batch]:
         """The micro-batches with their slots; all but the first are scored."""
@@ -167,7 +179,7 @@ class EffectiveBatchMixin:
 
     def _score_group(self, micro_batches: list[Batch], save_grad: bool) -> list[tuple[Scores, TokenScores]]:
         """The scores of each micro-batch, and of its tokens, in one forward pass of each model."""
-        joined = join(micro_batches, self._answers_per_sample)
+        joined = join(micro_batches, self._sequences_per_sample)
         reference = self.reference.logprobs(joined)
         found = self.scorer.scores_without_gradients(self.model, joined, save_grad=save_grad)
         counts = [len(batch[POSITIONS]) for batch in micro_batches]
@@ -176,22 +188,24 @@ class EffectiveBatchMixin:
                 self._scores_of(batch, found.logprobs[which], reference[which]),
                 found.tokens.of(found.lengths, which),
             )
-            for which, batch in zip(split(counts, self._answers_per_sample), micro_batches, strict=True)
+            for which, batch in zip(
+                sequence_numbers(counts, self._sequences_per_sample), micro_batches, strict=True
+            )
         ]
 
     def _scores_of(self, batch: Batch, policy: Tensor, reference: Tensor) -> Scores:
-        """A batch's log-probabilities, by answer, with what the batch says of its samples.
+        """A batch's log-probabilities, in the order of `Scores`, with what the batch says of its samples.
 
-        policy, reference: by sequence; of pairs, a batch holds all chosen answers, then all rejected ones.
+        policy, reference: in the batch's order, shape (sequences,).
         """
-        each = self._answers_per_sample
+        each = self._sequences_per_sample
 
         def of_answers(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.to(policy.device).repeat_interleave(each)
 
         return Scores(
-            policy.view(each, -1).T.flatten(),
-            reference.view(each, -1).T.flatten(),
+            to_sample_order(policy, each),
+            to_sample_order(reference, each),
             label=self._labels(batch, len(policy)).to(policy.device),
             weight=of_answers(batch.get(WEIGHT)),
             position=of_answers(batch.get(POSITIONS)),
@@ -202,8 +216,8 @@ class EffectiveBatchMixin:
         return batch[LABEL].bool() if LABEL in batch else torch.arange(answers) % 2 == 0
 
     @property
-    def _answers_per_sample(self) -> int:
-        return self.objective.answers_per_sample
+    def _sequences_per_sample(self) -> int:
+        return self.objective.sequences_per_sample
 
     # --- Loss and gradient -------------------------------------------------------------------
 
@@ -213,11 +227,9 @@ class EffectiveBatchMixin:
         if micro_batches is None:
             return self._micro_batch_step(model, inputs, *args, **kwargs)
         loss = torch.zeros((), device=self.args.device)
-        for batch in micro_batches[:-1]:
-            with self._accumulating(model):
+        for number, batch in enumerate(micro_batches, start=1):
+            with nullcontext() if number == len(micro_batches) else self._accumulating(model):
                 loss = loss + self._micro_batch_step(model, batch, *args, **kwargs)
-        for batch in micro_batches[-1:]:
-            loss = loss + self._micro_batch_step(model, batch, *args, **kwargs)
         return loss
 
     def _micro_batch_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -272,7 +284,7 @@ class EffectiveBatchMixin:
         Copies are neither sorted nor counted; in `micro_batch` scope they are sorted, as TRL does. Samples
         are put in the step's order, so that ties are broken alike however the batch was cut.
         """
-        each, processes = self._answers_per_sample, self.args.world_size
+        each, processes = self._sequences_per_sample, self.args.world_size
         own = gathering.join(micro_batches)
         everyone = gathering.gather(own, self.accelerator, each)  # the one exchange of a step
         ordered = gathering.in_order(everyone, each)
@@ -287,7 +299,7 @@ class EffectiveBatchMixin:
             self._record(samples, list(everyone.label.chunk(processes)))
             loss, gradient = self.objective.loss_and_gradient(own)
         parts = gradient.split([len(scores.policy) for scores in micro_batches])
-        return loss, [part.view(-1, each).T.flatten() for part in parts]  # by sequence again
+        return loss, [to_batch_order(part, each) for part in parts]
 
     def _check(self, samples: Scores) -> None:
         """A step's scores are finite and, before the first step, of a policy that is still the reference."""

@@ -25,7 +25,7 @@ class Evaluation:
     def add(self, scores: Scores) -> None:
         """A batch of this process; those of all processes are collected, each sample once."""
         accelerator = self._trainer.accelerator
-        self._batches.append(gather_for_metrics(scores, accelerator, self._objective.answers_per_sample))
+        self._batches.append(gather_for_metrics(scores, accelerator, self._objective.sequences_per_sample))
 
     def scores(self) -> Scores:
         """Of all samples, in the order of the data set.

@@ -42,7 +42,7 @@ class MicroBatchSlot:
     cached_scores: TokenScores | None = None
 
 
-def with_positions(batch: Batch, start: int, end: int, answers_per_sample: int) -> Batch:
+def with_positions(batch: Batch, start: int, end: int, sequences_per_sample: int) -> Batch:
     """The batch, and where each of its samples stands in the step's order; -1 for copies.
 
     start: the first one's position. end: the number of samples that are left of the epoch.
@@ -50,7 +50,7 @@ def with_positions(batch: Batch, start: int, end: int, answers_per_sample: int) 
     Where an epoch's samples do not divide, accelerate fills up with copies of its first ones, so
     that all processes have as many micro-batches, and those are full.
     """
-    positions = torch.arange(start, start + len(batch["input_ids"]) // answers_per_sample)
+    positions = torch.arange(start, start + len(batch["input_ids"]) // sequences_per_sample)
     return {**batch, POSITIONS: torch.where(positions < end, positions, -1)}
 
 

@@ -74,7 +74,7 @@ class Objective(ABC):
         return SAMPLE_TYPES[self.rl]
 
     @property
-    def answers_per_sample(self) -> int:
+    def sequences_per_sample(self) -> int:
         """2 for pairs, else 1."""
         return len(self.samples.completions)
 

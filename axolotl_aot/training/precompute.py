@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback
 from axolotl_aot.scoring.reference_cache import (
     ReferenceCache,
     ReferenceFileError,
-    Sequence,
+    TokenizedAnswer,
     fingerprint,
     sequences_of,
 )
@@ -48,12 +48,12 @@ class PrecomputedReferences(TrainerCallback):
         self._reference = reference
         self._scorer = scorer
         self._columns = tuple(columns)
-        self._spot_checked = False
         accelerator = trainer.accelerator
         model = accelerator.unwrap_model(trainer.ref_model or trainer.model)
         name = fingerprint(model.config, precision=accelerator.mixed_precision, dtype=model.dtype)
         self.cache = ReferenceCache(folder / f"{name}.safetensors", name)
         self._load()
+        self._unchecked = self.cache.keys()  # what is computed from here on needs no check
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.ensure(self._trainer.train_dataset)
@@ -61,20 +61,25 @@ class PrecomputedReferences(TrainerCallback):
     def ensure(self, dataset: Dataset) -> None:
         """See to it that every completion of the data is known."""
         sequences = sequences_of(dataset, self._columns)
+        self._check_file(sequences)
         known = [key for key in sequences if key in self.cache]
-        if known and not self._spot_checked:
-            shortest = sorted(known, key=lambda key: sum(map(len, sequences[key])))[:SPOT_CHECKS]
-            fault = self._spot_check({key: sequences[key] for key in shortest})
-            if fault:
-                LOG.warning("%s is not of this reference: %s; computing it anew", self.cache.path, fault)
-                self.cache.clear()
-                known = []
-        self._spot_checked = True  # what is computed from here on needs no check
         todo = {key: sequence for key, sequence in sequences.items() if key not in self.cache}
         if known:
             LOG.info("%d log-probabilities of the reference are known from %s", len(known), self.cache.path)
         if todo:
             self._score_all(todo)
+
+    def _check_file(self, sequences: dict[bytes, TokenizedAnswer]) -> None:
+        """A few of its completions are scored again before any is used; all go if these differ."""
+        used = [key for key in sequences if key in self._unchecked]
+        if not used:
+            return
+        shortest = sorted(used, key=lambda key: sum(map(len, sequences[key])))[:SPOT_CHECKS]
+        fault = self._spot_check({key: sequences[key] for key in shortest})
+        if fault:
+            LOG.warning("%s is not of this reference: %s; computing it anew", self.cache.path, fault)
+            self.cache.remove(self._unchecked)
+        self._unchecked = set()
 
     def _load(self) -> None:
         """From the file that the main process sees; all processes must agree on what is known."""
@@ -85,7 +90,7 @@ class PrecomputedReferences(TrainerCallback):
                 LOG.warning("%s: %s; computing it anew", self.cache.path, error)
         (self.cache,) = broadcast_object_list([self.cache])
 
-    def _score_all(self, todo: dict[bytes, Sequence]) -> None:
+    def _score_all(self, todo: dict[bytes, TokenizedAnswer]) -> None:
         """The processes take turns; the main one saves, now and then and in the end."""
         args = self._trainer.args
         probe = collate([next(iter(todo.values()))], self._scorer.device)
@@ -118,7 +123,7 @@ class PrecomputedReferences(TrainerCallback):
         except OSError as error:  # this run needs no file
             LOG.warning("the reference's log-probabilities are not kept for other runs: %s", error)
 
-    def _spot_check(self, known: dict[bytes, Sequence]) -> str | None:
+    def _spot_check(self, known: dict[bytes, TokenizedAnswer]) -> str | None:
         """None, or how far some of what is known is from what the reference says now."""
         found = self._reference.score(collate(list(known.values()), self._scorer.device))
         expected = found.new_tensor([self.cache.get(key) for key in known])

@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import Trainer
 from trl.trainer.utils import use_adapter
 
-from axolotl_aot.scoring.batches import REFERENCE, Batch
+from axolotl_aot.scoring.batches import REFERENCE_LOGPROBS, Batch
 from axolotl_aot.scoring.scorer import Scorer
 
 
@@ -18,8 +18,8 @@ class Reference:
 
     def logprobs(self, batch: Batch) -> Tensor:
         """In nats, of each of the batch's sequences: looked up by the collator before, or scored now."""
-        if REFERENCE in batch:
-            return batch[REFERENCE].T.flatten()
+        if REFERENCE_LOGPROBS in batch:
+            return batch[REFERENCE_LOGPROBS].T.flatten()
         return self.score(batch)
 
     def score(self, batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from axolotl.utils.logging import get_logger
 from PIL import Image
+from torch import Tensor
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
@@ -105,13 +106,17 @@ class ReportCallback(ScoreListener):
         return self._run(scores), source
 
     def _run(self, scores: Scores) -> Run:
-        rows = torch.arange(len(scores.policy)) // self._objective.answers_per_sample
-        chosen, rejected = self._objective.chosen_and_rejected(scores._replace(position=rows))
-        paired = self._objective.samples.paired
-        return Run(self._objective.rl, paired, _answers(chosen), _answers(rejected))
+        chosen, rejected = self._objective.chosen_and_rejected(scores)
+        rows = torch.arange(len(scores.policy)) // self._objective.sequences_per_sample
+        return Run(
+            self._objective.rl,
+            self._objective.samples.paired,
+            _answers(chosen, rows[scores.label]),
+            _answers(rejected, rows[~scores.label]),
+        )
 
     def _samples(self, scores: Scores) -> int:
-        return len(scores.policy) // self._objective.answers_per_sample
+        return len(scores.policy) // self._objective.sequences_per_sample
 
     def _count(self, scores: Scores) -> str:
         return f"{self._samples(scores):,} {self._objective.samples.unit}"
@@ -141,11 +146,11 @@ def _on_cpu(scores: Scores) -> Scores:
     return Scores(*(None if field is None else field.cpu() for field in scores))
 
 
-def _answers(scores: Scores) -> Answers:
-    """The scores of one label's answers as the report takes them; position: the row in the data set."""
+def _answers(scores: Scores, rows: Tensor) -> Answers:
+    """The scores of one label's answers as the report takes them; rows: where they stand in the data set."""
     policy, reference = scores.policy.double().numpy(), scores.reference.double().numpy()
     weights = None if scores.weight is None else scores.weight.double().numpy()
-    return Answers(policy, reference, weights, scores.position.numpy())
+    return Answers(policy, reference, weights, rows.numpy())
 
 
 def _best_saved_step(state: TrainerState) -> int | None:

@@ -14,9 +14,10 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 
+from axolotl_aot.config import AOTArgs
 from axolotl_aot.errors import AOTConfigError
 
 LOG = logging.getLogger(__name__)
@@ -48,9 +49,13 @@ class RunState(TrainerCallback, ExportableState):
     far had one label only.
     """
 
-    def __init__(self, settings: dict[str, Any] | None = None):
-        self.settings = settings or {}
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
         self.one_label_steps = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Be known to transformers, which would fail to save what a resumed checkpoint has not had."""
+        state.stateful_callbacks[type(self).__name__] = self.state()
 
     def state(self) -> dict[str, Any]:
         saved = {"run_settings": self.settings, "one_label_steps": self.one_label_steps}
@@ -60,7 +65,7 @@ class RunState(TrainerCallback, ExportableState):
 def find_checkpoint(
     resume_from_checkpoint: str | bool, *, output_dir: Path, newest: bool, accelerator: Accelerator
 ) -> Checkpoint | None:
-    """The checkpoint that is asked for; None where that is the last complete one, and there is none.
+    """The checkpoint that is asked for; None if that is the newest complete one and there is none.
 
     The main process looks, and all decide by what it saw: file systems may differ.
 
@@ -92,7 +97,9 @@ def go_on_from(checkpoint: Checkpoint, run_state: RunState, callbacks: list[Trai
             # transformers restores it only together with all others, by making them anew
             callback.early_stopping_patience_counter = saved[name]["attributes"][COUNTER]
     attributes = _run_state_in(saved)["attributes"]
-    _require_same_settings(attributes["run_settings"], run_state.settings, checkpoint.path)
+    # a key that did not exist when the checkpoint was written had the effect of its default
+    before = {**AOTArgs().model_dump(), **attributes["run_settings"]}
+    _require_same_settings(before, run_state.settings, checkpoint.path)
     run_state.one_label_steps = attributes["one_label_steps"]
 
 

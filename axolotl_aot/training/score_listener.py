@@ -9,7 +9,10 @@ class ScoreListener(TrainerCallback):
     """A callback that is told of scored samples, on every process; the scores are of all processes."""
 
     def on_step_scored(self, state: TrainerState, scores: Scores) -> None:
-        """Of an optimizer step's samples, before the step is taken."""
+        """Of samples of an optimizer step, before it is taken.
+
+        All of them at once; with `aot_scope: micro_batch` once for each micro-batch.
+        """
 
     def on_evaluation_scored(self, state: TrainerState, scores: Scores) -> None:
         """Of an evaluation set's samples, in its order, in an evaluation while training."""

@@ -15,10 +15,10 @@ from torch.distributed.fsdp import StateDictType
 from transformers import PreTrainedModel, set_seed
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from axolotl_aot.scoring.batches import REFERENCE, WEIGHT, Batch, Collator
+from axolotl_aot.scoring.batches import REFERENCE_LOGPROBS, WEIGHT, Batch, Collator
 from axolotl_aot.scoring.forward import attach
 from axolotl_aot.scoring.models import without_adapter
-from axolotl_aot.scoring.scorer import Precision, Scorer
+from axolotl_aot.scoring.scorer import Scorer
 from axolotl_aot.training.batch_checks import BATCH_KEYS, require_samples_fit, require_two_samples
 from axolotl_aot.training.effective_batch import EffectiveBatchMixin
 from axolotl_aot.training.evaluation import Evaluation, require_an_engine_that_evaluates
@@ -30,7 +30,7 @@ from axolotl_aot.training.resume import RunState, find_checkpoint, go_on_from
 from axolotl_aot.training.run_models import policy_and_reference
 from axolotl_aot.training.run_setup import AOTSetup
 
-# `aot_` keys that change how a step is computed, and nothing of what it computes.
+# `aot_` keys that a run may change half-way: they change how a step is computed, not what, or the report.
 NOT_OF_THE_RUN = {"aot_padding_free", "aot_max_tokens_per_micro_batch", "aot_report"}
 MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names
 
@@ -95,7 +95,7 @@ class AOTMixin(EffectiveBatchMixin):
         self.scorer = Scorer(
             lambda: self.model,
             self.accelerator.device,
-            Precision(MIXED_PRECISION.get(self.accelerator.mixed_precision)),
+            MIXED_PRECISION.get(self.accelerator.mixed_precision),
             autocast=self.compute_loss_context_manager,
             padding_free=self.aot.aot_padding_free,
             needs_one_row=self.aux_loss_enabled,
@@ -103,15 +103,15 @@ class AOTMixin(EffectiveBatchMixin):
             same_everywhere=broadcast,
         )
         self.reference = Reference(self, self.scorer)
-        self.references: PrecomputedReferences | None = None
+        self.precomputed: PrecomputedReferences | None = None
         lookup = None
         columns = self.objective.samples.columns
         if reference_folder is not None:
-            self.references = PrecomputedReferences(
+            self.precomputed = PrecomputedReferences(
                 self, self.reference, self.scorer, reference_folder, columns
             )
-            self.add_callback(self.references)
-            lookup = self.references.cache.lookup
+            self.add_callback(self.precomputed)
+            lookup = self.precomputed.cache.lookup
         self.data_collator = Collator(columns, lookup)
 
     # --- Data --------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class AOTMixin(EffectiveBatchMixin):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Trainer's, which under DeepSpeed casts to the model's precision; the loss needs float32."""
-        precise = {k: v.to(self.args.device) for k, v in inputs.items() if k in (REFERENCE, WEIGHT)}
+        precise = {k: v.to(self.args.device) for k, v in inputs.items() if k in (REFERENCE_LOGPROBS, WEIGHT)}
         return {**super()._prepare_inputs(inputs), **precise}
 
     # --- Evaluation --------------------------------------------------------------------------
@@ -141,8 +141,8 @@ class AOTMixin(EffectiveBatchMixin):
             AOTConfigError: an engine that cannot evaluate what it has not trained, as for `axolotl evaluate`.
         """
         require_an_engine_that_evaluates(self)
-        if self.references is not None:
-            self.references.ensure(dataloader.dataset)
+        if self.precomputed is not None:
+            self.precomputed.ensure(dataloader.dataset)
         self._evaluation = Evaluation(self, self.objective)
         with torch.random.fork_rng(devices=[]):  # a data loader draws a seed for its workers
             output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)

@@ -12,8 +12,8 @@ from axolotl_aot.scoring.batches import (
     cut_evenly,
     join,
     select,
+    sequence_numbers,
     sizes,
-    split,
 )
 from axolotl_aot.scoring.layouts import (
     binned,
@@ -94,7 +94,9 @@ def test_joined_and_selected_is_what_would_have_been_collated(collator):
         [len(row["prompt_ids"]) + len(row[c]) for c in collator.completions] for row in rows
     ]
     whole = collator(rows)["input_ids"]
-    for part, which in zip(([0, 1], [2, 3, 4, 5, 6], [7, 8]), split([2, 5, 2], sides), strict=True):
+    for part, which in zip(
+        ([0, 1], [2, 3, 4, 5, 6], [7, 8]), sequence_numbers([2, 5, 2], sides), strict=True
+    ):
         expected = collator([rows[i] for i in part])["input_ids"]
         assert torch.equal(whole[which][:, : expected.shape[1]], expected)
 

@@ -5,8 +5,8 @@ import torch
 
 from axolotl_aot.scoring.forward import attach
 from axolotl_aot.scoring.layouts import binned_tokens, packed_tokens, padded_tokens
-from axolotl_aot.scoring.reference_cache import Sequence
-from axolotl_aot.scoring.scorer import Precision, Scorer, score_each, score_sequences
+from axolotl_aot.scoring.reference_cache import TokenizedAnswer
+from axolotl_aot.scoring.scorer import Scorer, score_each, score_sequences
 from tests.architectures import make
 from tests.scoring.test_forward import batch, one_by_one, sequences
 
@@ -20,15 +20,15 @@ def model():
     return model
 
 
-def keyed(count: int | None = None) -> dict[bytes, Sequence]:
+def keyed(count: int | None = None) -> dict[bytes, TokenizedAnswer]:
     """Those sequences of which a prompt precedes the completion."""
-    found = [Sequence(prompt, completion) for prompt, completion in sequences() if prompt]
+    found = [TokenizedAnswer(prompt, completion) for prompt, completion in sequences() if prompt]
     return {bytes([i]): sequence for i, sequence in enumerate(found[:count])}
 
 
 def test_without_gradients_and_with_the_numbers_are_those_of_all_logits(model):
     expected = one_by_one(model)
-    scorer = Scorer(lambda: model, CPU, Precision())
+    scorer = Scorer(lambda: model, CPU)
     model.train()
     silent = scorer.scores_without_gradients(model, batch()).logprobs
     assert model.training and not silent.requires_grad
@@ -40,7 +40,7 @@ def test_without_gradients_and_with_the_numbers_are_those_of_all_logits(model):
 
 def test_the_strategy_is_found_once_and_for_the_policy(model):
     asked = []
-    scorer = Scorer(lambda: asked.append(1) or model, CPU, Precision())
+    scorer = Scorer(lambda: asked.append(1) or model, CPU)
     first = scorer.strategy(batch())
     count = len(asked)
     assert count and scorer.strategy(batch()) is first and len(asked) == count
@@ -74,7 +74,7 @@ def test_each_sequence_is_scored_by_some_process_and_all_take_as_many_turns(toke
 def test_a_data_set_under_a_loaded_model():
     model = make("llama")
     expected = dict(zip(sequences_with_prompts(), one_by_one(model).tolist(), strict=True))
-    found = score_sequences(model, keyed(), precision=Precision(), sequences_at_once=2)
+    found = score_sequences(model, keyed(), sequences_at_once=2)
     assert len(found) == len(keyed())
     for key, sequence in keyed().items():
         want = expected[tuple(sequence.prompt), tuple(sequence.completion)]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from axolotl_aot.dominance import PENALTIES
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.training.objective import Scores
 from axolotl_aot.training.score_listener import ScoreListener
@@ -283,7 +284,7 @@ def test_a_strong_soft_sort_reaches_the_loss(build, config):
     assert abs(hard - expected) > 1e-3 * hard
 
 
-@pytest.mark.parametrize("penalty", ["logistic", "squared_hinge", "least_squares"])
+@pytest.mark.parametrize("penalty", PENALTIES)
 def test_options_reach_the_loss(build, config, penalty):
     costs = {
         "logistic": lambda z: np.logaddexp(0, -0.1 * z),

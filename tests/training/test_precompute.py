@@ -56,7 +56,7 @@ def test_every_known_number_is_the_reference_models(build, config, lora):
                 logits = trainer.model(torch.tensor([prompt + completion])).logits[0].double()
                 table = torch.log_softmax(logits[len(prompt) - 1 : -1], dim=-1)
                 expected = table.gather(1, torch.tensor(completion)[:, None]).sum().item()
-                assert trainer.references.cache.lookup(prompt, completion) == pytest.approx(
+                assert trainer.precomputed.cache.lookup(prompt, completion) == pytest.approx(
                     expected, rel=1e-5
                 )
 
@@ -110,7 +110,7 @@ def test_a_damaged_file_is_computed_anew_and_said_so(build, config, lora, tmp_pa
 def test_a_file_of_other_weights_is_noticed(build, config, lora, tmp_path, caplog):
     trainer = build({**config, **lora, **ON})
     trainer.train()
-    references = trainer.references.cache
+    references = trainer.precomputed.cache
     right = dict(references._known)
     references._known = {key: 1.1 * value for key, value in right.items()}
     references.save()  # whole, and under this model's name
@@ -118,7 +118,7 @@ def test_a_file_of_other_weights_is_noticed(build, config, lora, tmp_path, caplo
         again = build({**config, **lora, **ON})
         again.train()
     assert "is not of this reference" in caplog.text
-    assert again.references.cache._known == pytest.approx(right, rel=1e-5)
+    assert again.precomputed.cache._known == pytest.approx(right, rel=1e-5)
     assert column(again, "loss") == pytest.approx(column(trainer, "loss"), rel=1e-5)
 
 

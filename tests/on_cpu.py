@@ -133,6 +133,19 @@ class KillOnOrder(BasePlugin):
         return [Killer()]
 
 
+class CtrlC(TrainerCallback):
+    """As if Ctrl-C was pressed after two steps."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class InterruptAfterTwoSteps(BasePlugin):
+    def add_callbacks_post_trainer(self, cfg, trainer):
+        return [CtrlC()]
+
+
 class EndBeforeSaving(BasePlugin):
     """For what cannot save on a CPU."""
 

@@ -139,6 +139,8 @@ def _start(job: dict[str, Any], rank: int, port: int, commands: dict[str, Any]) 
         os.dup2(file, 2)
         commands[job["command"]](job["config"])
         code = 0
+    except SystemExit as error:
+        code = 0 if error.code in (None, 0) else 1
     except BaseException:
         traceback.print_exc()
     finally:

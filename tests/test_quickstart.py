@@ -1,11 +1,15 @@
 """The first run's task, its files, and the honest counting of answers."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from axolotl_aot import quickstart
 from axolotl_aot.cli import quickstart as command
@@ -101,6 +105,27 @@ def test_the_yamls_load(written, load, method):
     config = yaml.safe_load((written[0] / f"{method}.yml").read_text())
     cfg = load(config)
     assert cfg.test_datasets and cfg.datasets
+
+
+def test_the_command_before_and_after_training(written, tmp_path):
+    """With an adapter that has learnt nothing: its rates are the base model's."""
+    folder = shutil.copytree(written[0], tmp_path / "run")
+    result = CliRunner().invoke(command, [str(folder)])
+    assert result.exit_code == 0, result.output
+    shown = result.output.splitlines()
+    for method in quickstart.METHODS:
+        assert f"  axolotl train {folder / method}.yml" in shown
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "outputs" / "aot")
+    page = folder / "outputs" / "aot" / "dominance" / "report.html"
+    page.parent.mkdir()
+    page.touch()
+    result = CliRunner().invoke(command, [str(folder), "--rates"])
+    assert result.exit_code == 0, result.output
+    rows = dict(re.findall(r"^(\w+) +(\d.*)$", result.output, re.MULTILINE))
+    assert set(rows) == {"base", "aot"} and rows["aot"] == rows["base"]
+    assert sum(float(rate) for rate in re.findall(r"[\d.]+", rows["base"])) == pytest.approx(100, abs=0.2)
+    assert str(page) in result.output
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path):

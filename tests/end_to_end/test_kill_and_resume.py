@@ -8,7 +8,7 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.engines import FSDP2, zero
+from tests.end_to_end.engines import FSDP2, PAIRED_LORA, zero
 
 
 def saving(config, world: int) -> dict:
@@ -78,3 +78,15 @@ def test_a_run_of_a_sharded_engine_that_is_killed(processes, config, engine, tmp
     assert set(killed.codes) == {-signal.SIGKILL}, killed.output
     resumed = processes.train(config, tmp_path / "killed", 2)
     assert resumed.steps == undisturbed.steps
+
+
+@pytest.mark.parametrize("config", [PAIRED_LORA], indirect=True, ids="-".join)
+def test_ctrl_c_leaves_the_adapter_of_the_steps_that_are_done(processes, config, tmp_path):
+    undisturbed = processes.train({**config, "max_steps": 2}, tmp_path / "undisturbed")
+    plugins = [*config["plugins"], "tests.on_cpu.InterruptAfterTwoSteps"]
+    run = processes.run("train", {**config, "plugins": plugins}, tmp_path / "interrupted")
+    assert run.codes == [0] and not list((run.folder / "out").glob("log-*")), run.output
+    adapter = load_file(run.folder / "out/adapter_model.safetensors")
+    assert any(matrix.abs().sum() > 0 for name, matrix in adapter.items() if "lora_B" in name)
+    for name, tensor in load_file(undisturbed.folder / "out/adapter_model.safetensors").items():
+        assert tensor.equal(adapter[name]), name

@@ -24,9 +24,9 @@ from axolotl_aot.dominance import (
     DOMINANCES,
     PENALTIES,
     SMOOTHABLE_PENALTIES,
-    SORTS,
 )
 from axolotl_aot.errors import AOTConfigError, closest
+from axolotl_aot.sorting import SORTS
 
 LOG = logging.getLogger(__name__)
 

@@ -77,6 +77,7 @@ FLOORS = (
     {"config"},
     {"scoring", "data", "checks"},
     {"dominance", "quantiles", "errors", "samples", "quickstart"},
+    {"sorting"},
 )
 FLOOR = {place: number for number, places in enumerate(FLOORS) for place in places}
 MODULES = {

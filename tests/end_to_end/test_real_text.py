@@ -56,6 +56,7 @@ def learns(trainer) -> None:
     assert sum(losses[-5:]) / 5 < losses[0]
 
 
+@pytest.mark.slow
 @needs_data
 def test_pairs(build, real, real_model, lora):
     entry = {"path": str(PAIRS), "type": "chat_template"}
@@ -86,6 +87,7 @@ def test_scored_answers_as_positives_and_negatives(build, real, real_model, lora
     assert column(trainer, "dominance/one_label_steps")[-1] == 0
 
 
+@pytest.mark.slow
 @needs_data
 def test_pairs_as_answers(build, real, real_model, lora):
     datasets = [{"path": str(PAIRS), "type": "pairs"}]

@@ -599,7 +599,18 @@ def test_evaluation_is_over_the_whole_set_at_once(build, with_evaluation, tiny_m
     assert results[0]["eval_loss"] == pytest.approx(logistic_by_hand(upper, lower, 0.1).item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ("paired", "full"),
+        ("unpaired", "lora"),
+        ("paired", "qlora"),
+        pytest.param("unpaired", "full", marks=pytest.mark.slow),
+        pytest.param("paired", "lora", marks=pytest.mark.slow),
+        pytest.param("unpaired", "qlora", marks=pytest.mark.slow),
+    ],
+    indirect=["config"],
+)
 def test_evaluating_in_between_changes_nothing(build, with_evaluation, lora, qlora, kind):
     adapter = {"full": {}, "lora": lora, "qlora": qlora}[kind]
     losses = []

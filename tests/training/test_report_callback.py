@@ -19,6 +19,7 @@ from axolotl_aot.training.interrupt import interruptible
 from axolotl_aot.training.trainers import AOTTrainer
 from tests.by_hand import assert_numbers_of, logprobs
 from tests.helpers import column
+from tests.marks import slow_except
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows
 
 FILES = {"report.html", "report.json", "quantiles.png", "log_ratios.png", "training.png"}
@@ -117,7 +118,7 @@ def test_a_run_of_labels_with_weights(run, unpaired_config, lora, tmp_path):
         assert margin == pytest.approx(ends[0] - ends[1], abs=2e-4)
 
 
-@pytest.mark.parametrize("scope", ["effective_batch", "micro_batch"])
+@pytest.mark.parametrize("scope", slow_except(["effective_batch"], ["effective_batch", "micro_batch"]))
 def test_without_an_evaluation_set_it_is_of_the_last_steps(run, paired_config, lora, tmp_path, scope):
     # every step sees all 8 pairs; the last one is scored before the last update
     config = with_rows({**paired_config, **lora}, tmp_path / "rows.jsonl", make_pairs(8))

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_aot.quantiles import MARGIN_METRICS, PERCENTILES
 from axolotl_aot.training.interrupt import interruptible
-from axolotl_aot.training.trainers import AOTTrainer
+from axolotl_aot.training.report_callback import ReportCallback
 from tests.by_hand import assert_numbers_of, logprobs
 from tests.helpers import column
 from tests.marks import slow_except
@@ -161,10 +161,10 @@ def test_the_best_model_that_was_not_saved_is_not_reported(run, evaluated, lora)
 
 
 def test_a_failure_before_the_model_is_saved_loses_nothing(run, small, caplog, monkeypatch):
-    def fail(self):
+    def fail(self, scores):
         raise MemoryError("no room for a copy")
 
-    monkeypatch.setattr(AOTTrainer, "_run_record", fail)
+    monkeypatch.setattr(ReportCallback, "_run", fail)
     config, _ = small
     run(config)
     assert (Path(config["output_dir"]) / "adapter_model.safetensors").exists()

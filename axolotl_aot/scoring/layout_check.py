@@ -129,6 +129,8 @@ def _fault_finder(score: Score, probe: Batch, epsilon: float) -> Callable[[Scori
     def fault_of(strategy: ScoringStrategy) -> str | None:
         try:
             found = score(probe, strategy).tokens.logprobs
+        except torch.OutOfMemoryError:  # which says nothing about the model
+            raise
         except Exception as error:  # an architecture of a new kind may fail in any way
             return f"{type(error).__name__}: {error}"
         off = float((found - expected).abs().mean())

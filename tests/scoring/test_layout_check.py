@@ -89,3 +89,18 @@ def test_logits_that_depend_on_each_other_are_noticed(caplog):
     with caplog.at_level(logging.WARNING):
         assert strategy_of(model, padding_free=False) == PADDED._replace(full_logits=True)
     assert "log-probabilities are off by" in caplog.text
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_model():
+    """On a full GPU the fast strategies must not be given up for a slow one that takes more."""
+    model = make("llama")
+    original = model.forward
+
+    def forward(*args, **kwargs):
+        if kwargs["input_ids"].shape[0] > 1:  # not where each sequence is scored alone
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*args, **kwargs)
+
+    model.forward = forward
+    with pytest.raises(torch.OutOfMemoryError):
+        strategy_of(model)

@@ -206,14 +206,16 @@ class EffectiveBatchMixin:
         return Scores(
             to_sample_order(policy, each),
             to_sample_order(reference, each),
-            label=self._labels(batch, len(policy)).to(policy.device),
+            label=self._labels(batch, policy),
             weight=of_answers(batch.get(WEIGHT)),
             position=of_answers(batch.get(POSITIONS)),
         )
 
-    def _labels(self, batch: Batch, answers: int) -> Tensor:
-        """Of each answer; pairs have no column of labels."""
-        return batch[LABEL].bool() if LABEL in batch else torch.arange(answers) % 2 == 0
+    def _labels(self, batch: Batch, policy: Tensor) -> Tensor:
+        """Of each answer, where the scores are; pairs have no column of labels."""
+        if LABEL in batch:
+            return batch[LABEL].to(policy.device).bool()
+        return torch.arange(len(policy), device=policy.device) % 2 == 0
 
     @property
     def _sequences_per_sample(self) -> int:

@@ -111,7 +111,8 @@ class PrecomputedReferences(TrainerCallback):
             if number % SAVE_EVERY == 0:
                 self._keep(unsaved)
                 unsaved = []
-        self._keep(unsaved)
+        if unsaved:  # on all processes or on none: they have as many batches
+            self._keep(unsaved)
 
     def _keep(self, scored: list[tuple[bytes, float]]) -> None:
         """What all processes have scored, known to all of them and saved."""

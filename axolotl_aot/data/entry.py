@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from axolotl_aot.data.rows import BadRow, Example, number, require_field
 from axolotl_aot.errors import AOTDataError
@@ -57,6 +57,22 @@ Value = bool | int | float | str
 
 def _plain(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
+
+
+def _as_number(value: Any) -> Any:
+    """The number that a text is written for; other values as they are."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _as_bool(value: Any) -> Any:
+    return {"true": True, "false": False}.get(_plain(value), value)
+
+
+# What else a label may mean in a source that knows nothing but text.
+TEXT_READINGS = (_as_number, _as_bool)
 
 
 def _listed(values: list[Any]) -> str:
@@ -114,13 +130,20 @@ USUAL_LABELS = LabelValues(
 
 
 class Source(NamedTuple):
-    """What a type may need before it reads rows: the data set, the run, and the entries beside its own."""
+    """What a type may need before it reads rows: the data set, the run, and the entries beside its own.
+
+    position: of the entry in `datasets:` or `test_datasets:`. entries: all of that list, with the options
+    that axolotl knows. text_only: whether the source, such as a CSV file, knows nothing but text. where: the
+    entry's name in messages.
+    """
 
     dataset: "Dataset"
     cfg: Any
-    position: int  # of the entry in `datasets:` or `test_datasets:`
-    entries: list[dict[str, Any]]  # all of that list, with the options that axolotl knows
+    position: int
+    entries: list[dict[str, Any]]
     tokenizer: "PreTrainedTokenizerBase"
+    text_only: bool = False
+    where: str = ""
 
 
 class Entry(BaseModel):
@@ -142,6 +165,7 @@ class Entry(BaseModel):
     shards_idx: int | None = Field(default=None, ge=0)
     on_bad_rows: Literal["error", "drop"] = "error"
     field_weight: str | None = None
+    _text_only: bool = PrivateAttr(default=False)  # as in `Source`
 
     @model_validator(mode="after")
     def _shards_are_set(self) -> "Entry":
@@ -159,7 +183,9 @@ class Entry(BaseModel):
         Raises:
             AOTDataError: an option names no column of the data set, or does not fit its rows.
         """
-        return self.resolve_columns(source.dataset.column_names), source.dataset
+        entry = self.resolve_columns(source.dataset.column_names)
+        entry._text_only = source.text_only
+        return entry, source.dataset
 
     def resolve_columns(self, columns: list[str]) -> "Entry":
         """The entry with its `field_` options set to columns: those that it names, else the usual ones.
@@ -188,19 +214,33 @@ class Entry(BaseModel):
                     )
         return self.model_copy(update=update)
 
-    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example | BadRow]:
         """The samples of one row, those to be left out included (`label` None).
+
+        Of a row that was put together from several, also why some of these cannot be used.
 
         Raises:
             BadRow: the row cannot be used.
         """
         raise NotImplementedError
 
+    def answer_columns(self) -> tuple[str, ...]:
+        """The columns of the chosen and the rejected answer, where each row has one of both."""
+        return ()
+
+    def number(self, value: Any, field: str) -> float:
+        """A finite number; of a source that knows nothing but text, also one that is written as text.
+
+        Raises:
+            BadRow: it is none.
+        """
+        return number(_as_number(value) if self._text_only else value, field)
+
     def weight(self, row: Mapping[str, Any]) -> float:
         """The row's weight, above 0; 1 where the entry names no column."""
         if self.field_weight is None:
             return 1.0
-        weight = number(require_field(row, self.field_weight), self.field_weight)
+        weight = self.number(require_field(row, self.field_weight), self.field_weight)
         if weight <= 0:
             raise BadRow(f"field `{self.field_weight}`: the weight {weight:g} is not above 0")
         return weight
@@ -234,9 +274,11 @@ class LabelledEntry(Entry):
         field = self.field_label or "label"
         value = require_field(row, field)
         values = self.label_values or USUAL_LABELS
-        meaning = values.meaning.get(_plain(value)) if isinstance(value, Value) else None
-        if meaning is not None:
-            return meaning
+        readings = [value, *(as_value(value) for as_value in TEXT_READINGS if self._text_only)]
+        for reading in readings:
+            meaning = values.meaning.get(_plain(reading)) if isinstance(reading, Value) else None
+            if meaning is not None:
+                return meaning
         known = f"{_listed(values.positive)} (positive) and {_listed(values.negative)} (negative)"
         raise BadRow(
             f"field `{field}`: the label {value!r} is none of {known}; set "

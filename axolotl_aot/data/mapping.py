@@ -1,21 +1,26 @@
 """Batches of rows to batches of tokenized samples, each with what became of it."""
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from hashlib import blake2b
+from typing import Any, NamedTuple
 
 from datasets import Features, Value
 from datasets import List as ListOf
 
 from axolotl_aot.data.entry import Entry
 from axolotl_aot.data.rendering import Renderer, Text, Tokens, tokenize
-from axolotl_aot.data.rows import FIRST_ROW, ROWS, BadRow, Example
+from axolotl_aot.data.rows import ROW_NUMBERS, BadRow, Example
 from axolotl_aot.errors import AOTDataError
 from axolotl_aot.samples import SAMPLE_TYPES
 
-# The values of the column STATUS: what became of a sample, or, where it is BAD, of a row.
-USED, TRUNCATED, TOO_LONG, LEFT_OUT, BAD = range(5)
+# The values of the column STATUS: what became of a sample, or, where it is BAD, of a row. Samples whose
+# answers are the same tokens are told apart by where they became so.
+USED, TRUNCATED, TOO_LONG, LEFT_OUT, BAD, EQUAL_IN_FILE, EQUAL_AS_TEXT, EQUAL_BY_CUT = range(8)
 STATUS = "aot_status"
+# A number that is the same for all samples of a prompt, by which the evaluation set is split off.
+PROMPT = "aot_prompt"
 
 
 def features(rl: str, weights: bool) -> Features:
@@ -27,7 +32,16 @@ def features(rl: str, weights: bool) -> Features:
         columns["label"] = Value("bool")
     if weights:
         columns["weight"] = Value("float32")
-    return Features({**columns, STATUS: Value("int8")})
+    return Features({**columns, PROMPT: Value("int64"), STATUS: Value("int8")})
+
+
+class Sample(NamedTuple):
+    """An example on its way to tokens. number: of its row, from 1. text: None where it is left out."""
+
+    number: int
+    row: dict[str, Any]
+    example: Example
+    text: Text | None
 
 
 @dataclass
@@ -59,65 +73,119 @@ class RowMapper:
         out: dict[str, list[Any]] = {name: [] for name in features(self.rl, self.weights)}
         names = list(batch)
         rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        samples = []
-        for number, row in zip(self._numbers(rows, indices), rows, strict=True):
+        found: list[list[Sample]] = []
+        for index, row in zip(indices, rows, strict=True):
             try:
-                samples += [(number, *sample) for sample in self._samples(row)]
+                samples = list(self._samples(index + 1, row))
             except BadRow as reason:
-                if self.entry.on_bad_rows == "error":
-                    raise AOTDataError(
-                        f"{self.where}, row {number}: {reason}. Columns: {', '.join(self.columns)}. "
-                        "(`on_bad_rows: drop` leaves such rows out and counts them.)"
-                    ) from reason
-                # the reason is kept in the column of the prompts until the rows are counted
-                for _ in range(row.get(ROWS, 1)):
-                    self._append(out, BAD, prompt=f"row {number}: {reason}")
-        texts = [text for _, _, text in samples if text]
+                for number in row.get(ROW_NUMBERS, [index + 1]):
+                    self._refuse(out, number, reason)
+                continue
+            for bad in samples:
+                if isinstance(bad, BadRow):
+                    self._refuse(out, bad.row, bad)
+            found.append([sample for sample in samples if isinstance(sample, Sample)])
+        texts = [sample.text for samples in found for sample in samples if sample.text]
         tokens = iter(tokenize(self.renderer.tokenizer, texts))
-        for number, example, text in samples:
-            if text is None:
-                self._append(out, LEFT_OUT)
-            else:
-                self._use(out, number, example, text, next(tokens))
+        for samples in found:
+            self._use(out, [(sample, next(tokens) if sample.text else None) for sample in samples])
         return out
 
-    def _numbers(self, rows: list[dict[str, Any]], indices: list[int]) -> Iterator[int]:
-        """The number of each row in its source, from 1."""
-        return (
-            row.get(FIRST_ROW, index + 1) + self.first_row - 1
-            for row, index in zip(rows, indices, strict=True)
-        )
+    def _samples(self, number: int, row: dict[str, Any]) -> Iterator[Sample | BadRow]:
+        """A row's samples; of a row that was put together from several, also why some cannot be used."""
+        for item in self.entry.examples(row):
+            if isinstance(item, BadRow):
+                yield item
+                continue
+            try:
+                text = None if item.label is None else self.renderer.text(item)
+            except BadRow as reason:
+                if item.row is None:
+                    raise
+                yield BadRow(str(reason), item.row)
+                continue
+            yield Sample(item.row or number, row, item, text)
 
-    def _samples(self, row: dict[str, Any]) -> list[tuple[Example, Text | None]]:
-        """A row's samples, each with its text, unless it is left out."""
-        return [
-            (example, None if example.label is None else self.renderer.text(example))
-            for example in self.entry.examples(row)
+    def _refuse(self, out: dict[str, list[Any]], number: int, reason: BadRow) -> None:
+        """Append a bad row, or stop."""
+        number += self.first_row - 1
+        if self.entry.on_bad_rows == "error":
+            raise AOTDataError(
+                f"{self.where}, row {number}: {reason}. Columns: {', '.join(self.columns)}. "
+                "(`on_bad_rows: drop` leaves such rows out and counts them.)"
+            ) from reason
+        # the reason is kept in the column of the prompts until the rows are counted
+        self._append(out, BAD, prompt=f"row {number}: {reason}")
+
+    def _use(self, out: dict[str, list[Any]], samples: list[tuple[Sample, Tokens | None]]) -> None:
+        """Append the samples of a row."""
+        fitted = [
+            (LEFT_OUT, None) if tokens is None else self._fitted(sample, tokens) for sample, tokens in samples
         ]
+        equal = self._equal([ids for _, ids in fitted], [sample.example.label for sample, _ in samples])
+        for i, ((sample, tokens), (status, ids)) in enumerate(zip(samples, fitted, strict=True)):
+            if i in equal:
+                status = self._equality(sample, [t for j, (_, t) in enumerate(samples) if j in equal])
+            self._append_sample(out, status, sample, tokens, ids)
 
-    def _use(
-        self, out: dict[str, list[Any]], number: int, example: Example, text: Text, tokens: Tokens
-    ) -> None:
-        """Append a sample, shortened or without its tokens where it is too long."""
+    def _equal(self, completions: list[list[list[int]] | None], labels: list[bool | None]) -> set[int]:
+        """Which samples of a row compare an answer with itself, by their position."""
+        if SAMPLE_TYPES[self.rl].paired:
+            return {i for i, ids in enumerate(completions) if ids and ids[0] == ids[1]}
+        if len(completions) < 2:
+            return set()
+        seen: dict[tuple[int, ...], dict[bool | None, list[int]]] = {}
+        for i, (ids, label) in enumerate(zip(completions, labels, strict=True)):
+            if ids:
+                seen.setdefault(tuple(ids[0]), {}).setdefault(label, []).append(i)
+        return {
+            i for by_label in seen.values() if len(by_label) > 1 for each in by_label.values() for i in each
+        }
+
+    def _equality(self, sample: Sample, tokens: list[Tokens]) -> int:
+        """Where equal answers became equal. tokens: of the samples that are equal, before any cut."""
+        if len({tuple(ids) for each in tokens for ids in each.completions}) > 1:
+            return EQUAL_BY_CUT
+        answers = [sample.row.get(column) for column in self.entry.answer_columns()]
+        if len(answers) == 2 and None not in answers and answers[0] != answers[1]:
+            return EQUAL_AS_TEXT
+        return EQUAL_IN_FILE
+
+    def _fitted(self, sample: Sample, tokens: Tokens) -> tuple[int, list[list[int]] | None]:
+        """A sample's status, and its completions' tokens: shortened, or None where they are too long."""
         room = self.sequence_len - len(tokens.prompt)
+        longest = max(map(len, tokens.completions))
+        if longest <= room:
+            return USED, tokens.completions
+        if self.too_long == "raise":
+            raise AOTDataError(
+                f"{self.where}, row {sample.number + self.first_row - 1}: {len(tokens.prompt)} tokens of "
+                f"prompt and {longest} of completion exceed `sequence_len: {self.sequence_len}`; set "
+                "`excess_length_strategy: drop` or `truncate`, or a larger sequence_len"
+            )
+        if self.too_long == "drop" or room < 1:
+            return TOO_LONG, None
+        return TRUNCATED, [each[:room] for each in tokens.completions]
+
+    def _append_sample(
+        self,
+        out: dict[str, list[Any]],
+        status: int,
+        sample: Sample,
+        tokens: Tokens | None,
+        ids: list[list[int]] | None,
+    ) -> None:
+        example, text = sample.example, sample.text
+        if status not in (USED, TRUNCATED):
+            number = sample.number + self.first_row - 1
+            self._append(out, status, label=example.label, prompt=f"row {number}")
+            return
         completions = [whole[len(text.prompt) :] for whole in text.wholes]
-        status, ids = USED, tokens.completions
-        longest = max(map(len, ids))
-        if longest > room:
-            if self.too_long == "raise":
-                raise AOTDataError(
-                    f"{self.where}, row {number}: {len(tokens.prompt)} tokens of prompt and {longest} of "
-                    f"completion exceed `sequence_len: {self.sequence_len}`; set "
-                    "`excess_length_strategy: drop` or `truncate`, or a larger sequence_len"
-                )
-            if self.too_long == "drop" or room < 1:
-                self._append(out, TOO_LONG, label=example.label)
-                return
-            status, ids = TRUNCATED, [each[:room] for each in ids]
+        if status == TRUNCATED:
             completions = [self.renderer.tokenizer.decode(each) for each in ids]
-        named = zip(SAMPLE_TYPES[self.rl].completions, completions, ids, strict=True)
         values = {"prompt": text.prompt, "prompt_ids": tokens.prompt, "label": example.label}
-        values["weight"] = example.weight
+        values |= {"weight": example.weight, PROMPT: _prompt_number(example)}
+        named = zip(SAMPLE_TYPES[self.rl].completions, completions, ids, strict=True)
         for name, completion, completion_ids in named:
             values |= {name: completion, f"{name}_ids": completion_ids}
         self._append(out, status, **values)
@@ -126,3 +194,11 @@ class RowMapper:
     def _append(out: dict[str, list[Any]], status: int, **values: Any) -> None:
         for name, column in out.items():
             column.append(status if name == STATUS else values.get(name))
+
+
+def _prompt_number(example: Example) -> int:
+    """The same for all samples with the same prompt and tools, whatever a template makes of them."""
+    text = json.dumps([example.prompt, example.tools], sort_keys=True, default=str)
+    return int.from_bytes(
+        blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from axolotl.utils.data.lock import FileLockLoader
-from axolotl.utils.data.shared import create_train_validation_split, merge_datasets
+from axolotl.utils.data.shared import merge_datasets
 from axolotl.utils.data.utils import deduplicate_and_log_datasets, md5, retry_on_request_exceptions
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
@@ -19,11 +19,12 @@ from transformers import PreTrainedTokenizerBase
 
 from axolotl_aot.data.entry import Entry, Source
 from axolotl_aot.data.labels import log_label_share, require_both_labels
-from axolotl_aot.data.mapping import STATUS, RowMapper, features
+from axolotl_aot.data.mapping import PROMPT, STATUS, RowMapper, features
 from axolotl_aot.data.prepared import PreparedData, folder_name
 from axolotl_aot.data.rendering import Renderer
 from axolotl_aot.data.row_counts import RowCounts, table
 from axolotl_aot.data.sources import load_rows
+from axolotl_aot.data.splitting import count_prompts, shared_prompts, split_by_prompt
 from axolotl_aot.data.templates import template_of
 from axolotl_aot.data.types import parse
 from axolotl_aot.errors import AOTDataError
@@ -71,7 +72,8 @@ class Pipeline:
         self._require_both_labels(train, evaluation)
         if not SAMPLE_TYPES[self.rl].paired:
             log_label_share(train, self.samples_per_sort, self.stratified)
-        return train, evaluation
+        self._warn_of_shared_prompts(train, evaluation)
+        return _for_the_trainer(train), _for_the_trainer(evaluation)
 
     @retry_on_request_exceptions(max_retries=3, delay=5)
     def prepare_evaluation(self) -> Dataset | None:
@@ -84,7 +86,7 @@ class Pipeline:
             return self.prepare()[1]
         evaluation = self._locked(lambda: self._load("test_datasets"))
         self._require_both_labels(evaluation=evaluation)
-        return evaluation
+        return _for_the_trainer(evaluation)
 
     def stored_under(self, key: str) -> str:
         """The name of the folder for the prepared data of `datasets` or `test_datasets`."""
@@ -110,8 +112,16 @@ class Pipeline:
         if self.entries.get("test_datasets"):
             return train, self._load("test_datasets")
         if self.cfg.val_set_size:
-            return create_train_validation_split(train, self.cfg, self.cfg.val_set_size)
+            return split_by_prompt(train, self.cfg.val_set_size)
         return train, None
+
+    def _warn_of_shared_prompts(self, train: Dataset, evaluation: Dataset | None) -> None:
+        """Say so where the user's own evaluation set has prompts of the training set."""
+        if evaluation is not None and (shared := shared_prompts(train, evaluation)):
+            LOG.warning(
+                f"test_datasets: {shared:,} of its {count_prompts(evaluation):,} prompts are in `datasets`, "
+                "too: what evaluation says of them is about prompts that were trained on"
+            )
 
     def _require_both_labels(self, train: Dataset | None = None, evaluation: Dataset | None = None) -> None:
         if SAMPLE_TYPES[self.rl].paired:
@@ -162,11 +172,19 @@ class Pipeline:
         where = _where(key, position, entry)
         template = self._template(where, entry)
         try:
-            rows, first_row = load_rows(entry, self.cfg.hf_use_auth_token)
-            counts = RowCounts(where, rows=len(rows))
+            rows = load_rows(entry, self.cfg.hf_use_auth_token)
+            counts = RowCounts(where, rows=len(rows.dataset))
             as_axolotl_knows = [{**e.source(), "type": e.type} for e in entries]
             resolved, dataset = entry.prepare(
-                Source(rows, self.cfg, position, as_axolotl_knows, self.tokenizer)
+                Source(
+                    rows.dataset,
+                    self.cfg,
+                    position,
+                    as_axolotl_knows,
+                    self.tokenizer,
+                    text_only=rows.text_only,
+                    where=where,
+                )
             )
         except (ValueError, FileNotFoundError, DatasetsError, StopIteration) as error:
             raise AOTDataError(f"{where}: {error or 'there are no rows'}") from error
@@ -175,8 +193,8 @@ class Pipeline:
             entry=resolved,
             renderer=Renderer(self.tokenizer, template, self.cfg.chat_template_kwargs or {}),
             where=where,
-            first_row=first_row,
-            columns=rows.column_names,
+            first_row=rows.first,
+            columns=rows.dataset.column_names,
             sequence_len=self.cfg.sequence_len,
             too_long=self._too_long,
             weights=self._weights,
@@ -185,13 +203,18 @@ class Pipeline:
         used = counts.add(mapped)
         if counts.first_bad:
             LOG.warning(f"{where}: {counts.bad:,} bad rows left out; the first is {counts.first_bad}")
+        equal = counts.equal_pairs(self.rl, type=entry.type, sequence_len=self.cfg.sequence_len)
+        if equal and not used.any():
+            raise AOTDataError(f"{where}: no row is left to use: {equal}")
+        if equal:
+            LOG.warning(f"{where}: {equal}")
         if not used.all():
             mapped = mapped.select(np.flatnonzero(used))
         return mapped.remove_columns(STATUS), counts
 
     def _map(self, dataset: Dataset, mapper: RowMapper, fingerprint: str) -> Dataset:
         processes = min(self.cfg.dataset_num_proc or 1, max(1, len(dataset) // ROWS_PER_PROCESS))
-        return dataset.map(
+        mapped = dataset.map(
             mapper,
             batched=True,
             with_indices=True,
@@ -203,6 +226,7 @@ class Pipeline:
             new_fingerprint=str(md5(f"{dataset._fingerprint}{fingerprint}")),
             desc=f"Preparing {mapper.where}",
         )
+        return mapped.with_format(None)  # samples are what they are; rows may have been kept as JSON
 
     # --- What the YAML says ------------------------------------------------------------------
 
@@ -221,6 +245,11 @@ class Pipeline:
             return template_of(entry, self.cfg, self.tokenizer)
         except ValueError as error:
             raise AOTDataError(f"{where}: {error}") from error
+
+
+def _for_the_trainer(dataset: Dataset | None) -> Dataset | None:
+    """The columns that trainers read."""
+    return None if dataset is None else dataset.remove_columns(PROMPT)
 
 
 def _where(key: str, position: int, entry: Entry) -> str:

@@ -6,13 +6,20 @@ from typing import Any, NamedTuple
 
 Message = dict[str, Any]
 
-# Columns of a row that `type: ranked` has put together from several rows: the number of the first of them in
-# its data set, from 1, and how many they are.
-FIRST_ROW, ROWS = "aot_row", "aot_rows"
+# The column of a row that `type: ranked` has put together from several rows: their numbers in the data set,
+# from 1.
+ROW_NUMBERS = "aot_rows"
 
 
 class BadRow(Exception):
-    """Why one row cannot be used; the message names the field."""
+    """Why one row cannot be used; the message names the field.
+
+    row: its number in the data set, from 1, where several rows were put together and only one is bad.
+    """
+
+    def __init__(self, reason: str, row: int | None = None):
+        super().__init__(reason)
+        self.row = row
 
 
 class Example(NamedTuple):
@@ -21,7 +28,7 @@ class Example(NamedTuple):
     prompt: messages, or text that is formatted already. completions: of the same kind, one for
     `rl: aot_unpaired`; chosen and rejected for `rl: aot`. label: whether the completion is a good one;
     None if the sample is left out; of pairs, True if they are used. tools: those that the prompt
-    offers. weight: of the sample relative to the others, above 0.
+    offers. weight: of the sample relative to the others, above 0. row: as in `BadRow`.
     """
 
     prompt: list[Message] | str
@@ -29,6 +36,7 @@ class Example(NamedTuple):
     label: bool | None
     tools: list[dict[str, Any]] | None = None
     weight: float = 1.0
+    row: int | None = None
 
 
 def require_field(row: Mapping[str, Any], field: str) -> Any:
@@ -44,3 +52,14 @@ def number(value: Any, field: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise BadRow(f"field `{field}`: {value!r} is not a finite number")
     return float(value)
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a value is text without a character that is not white space."""
+    return isinstance(value, str) and (not value or value.isspace())
+
+
+def not_text(value: Any, field: str) -> BadRow:
+    """The error of a value where only text can be meant."""
+    remedy = "" if isinstance(value, (list, Mapping)) else "; if it is meant, write it as text, in quotes"
+    return BadRow(f"field `{field}`: expected text, found {value!r:.80}{remedy}")

@@ -21,7 +21,7 @@ def examples(rl: str, options: dict, *rows: dict) -> list[Example]:
     dataset = Dataset.from_list(list(rows))
     entry = parse(rl, {"path": "rows.jsonl", **options}, "datasets[0]")
     entry, dataset = entry.prepare(Source(dataset, {}, 0, [], None))
-    return [example for row in dataset for example in entry.examples(row)]
+    return [example._replace(row=None) for row in dataset for example in entry.examples(row)]
 
 
 CHAT = {"type": "chat_template"}
@@ -39,7 +39,7 @@ UNPAIRED = {
     ),
     "system message kept once": (
         CHAT,
-        {"system": "Other", "messages": [SYSTEM, USER], "completion": "4", "label": True},
+        {"system": "Be brief.", "messages": [SYSTEM, USER], "completion": "4", "label": True},
         [SYSTEM, USER],
         [GOOD],
     ),
@@ -459,7 +459,7 @@ BAD_ROWS = {
     "numbers": (
         CHAT,
         {**OK, "prompt": 5},
-        "field `prompt`: expected text, a message or a list of messages, found 5",
+        "field `prompt`: expected text, found 5; if it is meant, write it as text, in quotes",
     ),
     "both empty": ({"type": "pairs"}, {"prompt": "a", "chosen": [], "rejected": []}, "are both empty"),
     "a ranking of one": (RANKED, {"prompt": "a", "completions": ["b"]}, "needs two completions or more"),

@@ -256,8 +256,8 @@ def test_the_log_says_what_became_of_the_rows(prepare, config, tmp_path):
     more = entry(tmp_path / "more.jsonl", unpair(make_pairs(2)), type="chatml.ultra")
     options = {**config, "datasets": [scored, more], "sequence_len": 60}
     for strategy, kept, expected in (
-        ("drop", 19, [["23", "1", "5", "positive", "9", "0", "1"], ["negative", "6", "0", "1"]]),
-        ("truncate", 20, [["23", "1", "5", "positive", "10", "1", "0"], ["negative", "6", "0", "1"]]),
+        ("drop", 19, [["23", "1", "5", "0", "positive", "9", "0", "1"], ["negative", "6", "0", "1"]]),
+        ("truncate", 20, [["23", "1", "5", "0", "positive", "10", "1", "0"], ["negative", "6", "0", "1"]]),
     ):
         train, _ = prepare({**options, "excess_length_strategy": strategy})
         assert len(train) == kept
@@ -266,7 +266,7 @@ def test_the_log_says_what_became_of_the_rows(prepare, config, tmp_path):
         first, second = line_of(prepare.log(), "datasets[0]", "scored.jsonl")
         assert [first[2:], second] == expected
         first, _ = line_of(prepare.log(), "datasets[1]", "more.jsonl")
-        assert first[2:] == ["4", "0", "0", "positive", "2", "0", "0"]
+        assert first[2:] == ["4", "0", "0", "0", "positive", "2", "0", "0"]
         table = prepare.log().split("by entry:")[1].split("answers are positive")[0]
         # the same table where the data come from an earlier run
         again, _ = prepare({**options, "excess_length_strategy": strategy})
@@ -285,7 +285,7 @@ def test_bad_rows_of_a_ranking_are_all_counted(prepare, config, tmp_path):
     train, _ = prepare({**config, "datasets": [ranked]})
     assert Counter(train["label"]) == {True: 2, False: 2}
     first, _ = line_of(prepare.log(), "datasets[0]")
-    assert first[2:] == ["6", "2", "0", "positive", "2", "0", "0"]
+    assert first[2:] == ["6", "1", "1", "0", "positive", "2", "0", "0"]
     assert "the first is row 3: field `score`: None is not a finite number" in prepare.log()
     with pytest.raises(ValueError, match=r"row 3: field `score`: None.*Columns: prompt, response, score\."):
         prepare({**config, "datasets": [{**ranked, "on_bad_rows": "error"}]})
@@ -462,9 +462,10 @@ def test_data_with_one_label_only_are_refused(prepare, config, tmp_path, label, 
 
 
 def test_an_evaluation_set_with_one_label_only_is_refused(prepare, config, tmp_path):
-    pairs = entry(tmp_path / "pairs.jsonl", make_pairs(8), type="pairs")
+    rows = [{"prompt": f"cat {i}?", "completion": "dog", "label": i % 2} for i in range(16)]
+    answers = entry(tmp_path / "rows.jsonl", rows, type="chat_template")
     with pytest.raises(ValueError, match=r"val_set_size: no (positive|negative) answer among 1"):
-        prepare({**config, "datasets": [pairs], "val_set_size": 1 / 16})
+        prepare({**config, "datasets": [answers], "val_set_size": 1 / 16})
 
 
 @pytest.mark.parametrize(

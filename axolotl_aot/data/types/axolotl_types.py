@@ -1,20 +1,29 @@
 """axolotl's own data set types, `user_defined` and custom modules among them: rows that are text already."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from axolotl.utils.logging import get_logger
 from pydantic import PrivateAttr, model_validator
 
 from axolotl_aot.data.entry import Entry, LabelledEntry, Source
-from axolotl_aot.data.rows import BadRow, Example, require_field
+from axolotl_aot.data.rows import BadRow, Example, is_blank, not_text, require_field
+from axolotl_aot.data.types.row_text import ROW_ERRORS, Transform, require_text, unread_messages
 from axolotl_aot.errors import AOTDataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Transform = Callable[[dict[str, Any]], dict[str, Any]]
+LOG = get_logger(__name__)
+
+LOOKED_AT = 100  # rows in which turns are looked for that a type does not read
+# Types of axolotl's that do not read what their name says, and what to use instead.
+MISREADING = {
+    "zephyr.nectar": "takes the answer with the worst rank as chosen, and the second worst as rejected; use "
+    "`type: ranked` with field_completions: answers, field_completion: answer, field_rank: rank",
+}
 
 
 class AxolotlType(Entry):
@@ -51,7 +60,23 @@ class AxolotlType(Entry):
             columns = dataset.column_names if columns == "__all__" else columns
             return entry, dataset.map(transform, remove_columns=columns, **map_kwargs)
         entry._transform = transform
+        entry._warn_of_misreading(dataset, source.where)
         return entry, dataset
+
+    def _warn_of_misreading(self, dataset: "Dataset", where: str) -> None:
+        """Say what the type does not read of its rows, as far as the first ones show it."""
+        if advice := MISREADING.get(str(self.type)):
+            LOG.warning(f"{where}: `type: {self.type}` {advice}")
+        first_rows = dataset.select(range(min(LOOKED_AT, len(dataset))))
+        texts = ("prompt", *self.texts)
+        passed_over = {
+            c: n for row in first_rows for c, n in unread_messages(row, self._transform, texts).items()
+        }
+        for column, count in passed_over.items():
+            LOG.warning(
+                f"{where}: `type: {self.type}` does not read all turns of a conversation: it passes over "
+                f"{count} of the messages of `{column}` in one of the first rows; `type: chat_template` reads all"
+            )
 
     def _loaded(self, source: Source) -> tuple[Transform, dict[str, Any]]:
         from importlib import import_module
@@ -77,9 +102,20 @@ class AxolotlType(Entry):
         if self._transform is None:
             return dict(row)
         try:
-            return {**row, **self._transform(dict(row))}
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise BadRow(f"`type: {self.type}` cannot read it ({type(error).__name__}: {error})") from error
+            made = self._transform(dict(row))
+        except ROW_ERRORS as error:
+            null = [name for name, value in row.items() if value is None]
+            hint = f"; null: {', '.join(null)}" if null else ""
+            raise BadRow(
+                f"`type: {self.type}` cannot read it ({type(error).__name__}: {error}){hint}"
+            ) from error
+        require_text(row, self._transform, made, ("prompt", *self.texts), self._system_columns())
+        return {**row, **made}
+
+    def _system_columns(self) -> set[str]:
+        """The columns in which blank text says that there is no system message."""
+        own = self.type.get("field_system") if isinstance(self.type, dict) else None
+        return {"system", own} if own else {"system"}
 
     def text(self, row: Mapping[str, Any], field: str) -> str:
         """A text of the transformed row.
@@ -91,9 +127,12 @@ class AxolotlType(Entry):
             raise BadRow(f"without a `type:`, the text must stand in columns prompt, {', '.join(self.texts)}")
         text = require_field(row, field)
         if not isinstance(text, str):
-            hint = "; `type: chat_template` reads messages" if isinstance(text, list) else ""
-            raise BadRow(f"field `{field}`: expected text, found {text!r:.80}{hint}")
-        if not text.strip():
+            if not isinstance(text, list):
+                raise not_text(text, field)
+            raise BadRow(
+                f"field `{field}`: expected text, found {text!r:.80}; `type: chat_template` reads messages"
+            )
+        if is_blank(text):
             raise BadRow(f"field `{field}` is empty")
         return text
 
@@ -137,6 +176,10 @@ class DPOType(AxolotlType):
         "chosen_format",
         "rejected_format",
     }
+
+    def answer_columns(self) -> tuple[str, ...]:
+        names = self.type if isinstance(self.type, dict) else {}
+        return tuple(names.get(f"field_{name}") or name for name in self.texts)
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
         given = self.transformed(row)

@@ -62,14 +62,9 @@ class ChatTemplatePairs(TemplateEntry):
     field_rejected: str | None = None
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
-        (chosen_prompt, chosen), (rejected_prompt, rejected) = (
-            self.completion(require_field(row, field), field)
-            for field in (self.field_chosen, self.field_rejected)
-        )
-        if chosen_prompt != rejected_prompt:
-            raise BadRow(
-                f"fields `{self.field_chosen}` and `{self.field_rejected}`: the two conversations differ "
-                "before their last message"
-            )
-        prompt = self.prompt(row, chosen_prompt)
+        leading_messages, chosen, rejected = self.pair(row, self.field_chosen, self.field_rejected)
+        prompt = self.prompt(row, leading_messages)
         yield Example(prompt, (chosen, rejected), True, self.tools(row), self.weight(row))
+
+    def answer_columns(self) -> tuple[str, ...]:
+        return (self.field_chosen, self.field_rejected)

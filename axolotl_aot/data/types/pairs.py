@@ -8,6 +8,7 @@ from typing import Any
 
 from axolotl_aot.data.messages import TemplateEntry
 from axolotl_aot.data.rows import BadRow, Example, require_field
+from axolotl_aot.data.transcripts import is_transcript
 
 
 class Pairs(TemplateEntry):
@@ -22,10 +23,16 @@ class Pairs(TemplateEntry):
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
         labels = ((True, self.field_chosen), (False, self.field_rejected))
+        if self.field_messages is None and all(is_transcript(row.get(field)) for _, field in labels):
+            prompt, *answers = self.pair(row, self.field_chosen, self.field_rejected)
+            prompt, tools, weight = self.with_system(prompt, row), self.tools(row), self.weight(row)
+            for (label, _), completion in zip(labels, answers, strict=True):
+                yield Example(prompt, (completion,), label, tools, weight)
+            return
         completions = [
             (label, field, value)
             for label, field in labels
-            for value in self._several(self.decoded(require_field(row, field)), field)
+            for value in self._several(self.decoded(require_field(row, field), field), field)
         ]
         if not completions:
             raise BadRow(f"fields `{self.field_chosen}` and `{self.field_rejected}` are both empty")
@@ -33,6 +40,9 @@ class Pairs(TemplateEntry):
         for label, field, value in completions:
             leading_messages, completion = self.completion(value, field)
             yield Example(self.prompt(row, leading_messages), (completion,), label, tools, weight)
+
+    def answer_columns(self) -> tuple[str, ...]:
+        return (self.field_chosen, self.field_rejected)
 
     def _several(self, value: Any, field: str) -> list[Any]:
         """The completions in a column: of a list of texts, conversations or assistant's messages, each."""

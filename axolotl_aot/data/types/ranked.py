@@ -8,8 +8,9 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from axolotl_aot.data.entry import USUAL_COLUMNS, Source
+from axolotl_aot.data.json_columns import encoded, with_json_columns
 from axolotl_aot.data.messages import TemplateEntry
-from axolotl_aot.data.rows import FIRST_ROW, ROWS, BadRow, Example, Message, number, require_field
+from axolotl_aot.data.rows import ROW_NUMBERS, BadRow, Example, Message, require_field
 from axolotl_aot.data.thresholds import Cut, Thresholds
 from axolotl_aot.errors import AOTDataError
 
@@ -24,12 +25,13 @@ ALL_LEFT_OUT = Cut(upper=None, lower=None)
 
 
 class Candidate(NamedTuple):
-    """One of a prompt's completions. score: its own, or minus its rank."""
+    """One of a prompt's completions. score: its own, or minus its rank. row: as in `BadRow`."""
 
     prompt: list[Message]
     completion: list[Message]
     score: float
     weight: float
+    row: int | None = None
 
 
 class RankedEntry(TemplateEntry):
@@ -94,32 +96,65 @@ class RankedEntry(TemplateEntry):
         grouped: dict[str, dict[str, Any]] = {}
         for i, row in enumerate(dataset.select_columns([*per_prompt, *per_completion]), start=1):
             prompt = {column: row[column] for column in per_prompt}
-            empty = {**prompt, **{column: [] for column in per_completion}, FIRST_ROW: i, ROWS: 0}
+            empty = {**prompt, **{column: [] for column in per_completion}, ROW_NUMBERS: []}
             group = grouped.setdefault(json.dumps(list(prompt.values()), default=str), empty)
-            group[ROWS] += 1
+            group[ROW_NUMBERS].append(i)
             for column in per_completion:
                 group[column].append(row[column])
+        # the completions of one prompt may be of several types
+        columns = [*per_prompt, *per_completion]
+        table = {
+            column: [
+                encoded(group[column]) if column in columns else group[column] for group in grouped.values()
+            ]
+            for column in (*columns, ROW_NUMBERS)
+        }
         entry = self.model_copy(update={"field_completions": self.field_completion, "field_completion": None})
-        return entry, Dataset.from_list(list(grouped.values()))
+        return entry, with_json_columns(Dataset.from_dict(table), columns)
 
-    def candidates(self, row: Mapping[str, Any]) -> list[Candidate]:
-        """The row's completions, the prompt's system message included."""
+    def candidates(self, row: Mapping[str, Any]) -> tuple[list[Candidate], list[BadRow]]:
+        """The row's completions, the prompt's system message included.
+
+        Of a row that was put together from several, those that can be used, and why the others cannot.
+        """
+        if ROW_NUMBERS in row:
+            return self._candidates_of_rows(row)
         items = require_field(row, self.field_completions)
-        if not isinstance(items, list) or not items or (len(items) < 2 and FIRST_ROW not in row):
+        if not isinstance(items, list) or len(items) < 2:
             raise BadRow(f"field `{self.field_completions}`: a ranking needs two completions or more")
-        found = []
-        for item, score, weight in zip(
-            items, self._scores(row, items), self._weights(row, items), strict=True
-        ):
-            leading_messages, completion = self.completion(self._text(item), self.field_completions)
-            found.append(Candidate(self.prompt(row, leading_messages), completion, score, weight))
-        return found
+        scores, weight = self._scores(row, items), self.weight(row)
+        return [self._candidate(row, *pair, weight) for pair in zip(items, scores, strict=True)], []
 
-    def _weights(self, row: Mapping[str, Any], items: list[Any]) -> list[float]:
-        """Each completion's weight: its own where rows were put together, else the row's."""
-        if self.field_weight and FIRST_ROW in row:
-            return [self.weight({self.field_weight: weight}) for weight in row[self.field_weight]]
-        return [self.weight(row)] * len(items)
+    def _candidates_of_rows(self, row: Mapping[str, Any]) -> tuple[list[Candidate], list[BadRow]]:
+        """Each completion with the score and the weight of its own row."""
+        option, sign = ("field_score", 1) if self.field_score else ("field_rank", -1)
+        field = getattr(self, option)
+        candidates, bad = [], []
+        for i, number in enumerate(row[ROW_NUMBERS]):
+            own = {**row, field: row[field][i], self.field_completions: row[self.field_completions][i]}
+            if self.field_weight:
+                own[self.field_weight] = row[self.field_weight][i]
+            try:
+                self._require_scores(sign)
+                score = sign * self.number(own[field], field)
+                item = require_field(own, self.field_completions)
+                candidates.append(self._candidate(row, item, score, self.weight(own), number))
+            except BadRow as reason:
+                bad.append(BadRow(str(reason), number))
+        return candidates, bad
+
+    def _candidate(
+        self, row: Mapping[str, Any], item: Any, score: float, weight: float, number: int | None = None
+    ) -> Candidate:
+        leading_messages, completion = self.completion(self._text(item), self.field_completions)
+        return Candidate(self.prompt(row, leading_messages), completion, score, weight, number)
+
+    def _require_scores(self, sign: int) -> None:
+        if sign < 0 and self.needs_scores:
+            raise BadRow(
+                "positive_above and negative_below need scores, and there are none; "
+                "set field_score, or positive_top and negative_bottom"
+            )
 
     def _text(self, item: Any) -> Any:
         """The completion itself, of a mapping that also holds its score, say."""
@@ -139,11 +174,7 @@ class RankedEntry(TemplateEntry):
         """Score, or minus rank, of each completion: of a column of lists, or of its mapping, or its place."""
         for option, sign in (("field_score", 1), ("field_rank", -1)):
             given = getattr(self, option)
-            if sign < 0 and self.needs_scores:
-                raise BadRow(
-                    "positive_above and negative_below need scores, and there are none; "
-                    "set field_score, or positive_top and negative_bottom"
-                )
+            self._require_scores(sign)
             if given is not None and isinstance(row.get(given), list):
                 values = row[given]
                 if len(values) != len(items):
@@ -151,11 +182,11 @@ class RankedEntry(TemplateEntry):
                         f"field `{given}`: {len(values)} values for the {len(items)} completions of "
                         f"`{self.field_completions}`"
                     )
-                return [sign * number(value, given) for value in values]
+                return [sign * self.number(value, given) for value in values]
             for key in (given,) if given else USUAL_COLUMNS[option]:
                 if any(isinstance(item, Mapping) and item.get(key) is not None for item in items):
                     values = [item.get(key) if isinstance(item, Mapping) else None for item in items]
-                    return [sign * number(value, key) for value in values]
+                    return [sign * self.number(value, key) for value in values]
             if given is not None:
                 raise BadRow(
                     f"field `{given}`: neither a list of this row, nor in the completions of "
@@ -180,13 +211,16 @@ class Ranked(RankedEntry, Thresholds):
     def needs_scores(self) -> bool:
         return self.positive_above is not None or self.negative_below is not None
 
-    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
-        candidates, tools = self.candidates(row), self.tools(row)
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example | BadRow]:
+        (candidates, bad), tools = self.candidates(row), self.tools(row)
+        yield from bad
         cut = self._cut_of([candidate.score for candidate in candidates])
-        for prompt, completion, score, weight in candidates:
-            yield Example(prompt, (completion,), cut.label(score), tools, weight)
+        for prompt, completion, score, weight, number in candidates:
+            yield Example(prompt, (completion,), cut.label(score), tools, weight, number)
 
     def _cut_of(self, scores: list[float]) -> Cut:
+        if not scores:
+            return ALL_LEFT_OUT
         if not self.any_set:
             equal = min(scores) == max(scores)
             return ALL_LEFT_OUT if equal else Cut(upper=max(scores), lower=min(scores))
@@ -199,8 +233,11 @@ class Ranked(RankedEntry, Thresholds):
 class RankedPairs(RankedEntry):
     """For `rl: aot`: the best completion against the worst; left out where all are equal."""
 
-    def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
-        candidates = self.candidates(row)
+    def examples(self, row: Mapping[str, Any]) -> Iterator[Example | BadRow]:
+        candidates, bad = self.candidates(row)
+        yield from bad
+        if not candidates:
+            return
         best = max(candidates, key=lambda c: c.score)
         worst = min(candidates, key=lambda c: c.score)
         if best.prompt != worst.prompt:
@@ -211,7 +248,8 @@ class RankedPairs(RankedEntry):
                 f"{best.weight:g} and {worst.weight:g}"
             )
         label = True if best.score > worst.score else None
-        yield Example(best.prompt, (best.completion, worst.completion), label, self.tools(row), best.weight)
+        completions = (best.completion, worst.completion)
+        yield Example(best.prompt, completions, label, self.tools(row), best.weight, best.row)
 
 
 def _is_list(dataset: "Dataset", entry: RankedEntry, option: str) -> bool:

@@ -1,13 +1,14 @@
 """`type: scored`: a completion with a number."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pydantic import PrivateAttr, model_validator
 
 from axolotl_aot.data.entry import Source
 from axolotl_aot.data.messages import TemplateEntry
-from axolotl_aot.data.rows import BadRow, Example, number, require_field
+from axolotl_aot.data.rows import BadRow, Example, require_field
 from axolotl_aot.data.thresholds import Cut, Thresholds
 
 
@@ -31,22 +32,20 @@ class Scored(TemplateEntry, Thresholds):
         entry, dataset = super().prepare(source)
         scores = []
         if self.by_share and entry.field_score in dataset.column_names:
-            scores = [score for score in dataset[entry.field_score] if _is_score(score)]
+            scores = list(entry._finite(dataset[entry.field_score]))
         entry._cut = self.cut(scores)
         return entry, dataset
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
-        score = number(require_field(row, self.field_score), self.field_score)
+        score = self.number(require_field(row, self.field_score), self.field_score)
         leading_messages, completion = self.completion(
             require_field(row, self.field_completion), self.field_completion
         )
         prompt = self.prompt(row, leading_messages)
         yield Example(prompt, (completion,), self._cut.label(score), self.tools(row), self.weight(row))
 
-
-def _is_score(value: Any) -> bool:
-    try:
-        number(value, "")
-    except BadRow:
-        return False
-    return True
+    def _finite(self, values: Iterable[Any]) -> Iterator[float]:
+        """Those of the values that are scores; rows of the others are bad, and have no part in the cut."""
+        for value in values:
+            with suppress(BadRow):
+                yield self.number(value, self.field_score)

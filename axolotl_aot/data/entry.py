@@ -224,6 +224,10 @@ class Entry(BaseModel):
         """
         raise NotImplementedError
 
+    def code_digest(self) -> str | None:
+        """A digest of code of the user's own that reads the rows; None where there is none."""
+        return None
+
     def answer_columns(self) -> tuple[str, ...]:
         """The columns of the chosen and the rejected answer, where each row has one of both."""
         return ()

@@ -5,6 +5,7 @@ Where axolotl has a step of its own, it is used: the lock, merging, removing dup
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_aot.data.entry import Entry, Source
+from axolotl_aot.data.fingerprint import tokenizer_fingerprint
 from axolotl_aot.data.labels import log_label_share, require_both_labels
 from axolotl_aot.data.mapping import PROMPT, STATUS, RowMapper, features
 from axolotl_aot.data.prepared import PreparedData, folder_name
@@ -97,7 +99,11 @@ class Pipeline:
             "excess_length_strategy": self._too_long,
             "weights": self._weights,
         }
-        return folder_name(self.cfg, self.tokenizer, entries, settings)
+        return folder_name(self.cfg, self._tokenizer_digest, entries, settings)
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        return tokenizer_fingerprint(self.tokenizer)
 
     def _locked(self, load: Callable[[], Any]) -> Any:
         """What is loaded by one process at a time."""
@@ -187,7 +193,7 @@ class Pipeline:
                 )
             )
         except (ValueError, FileNotFoundError, DatasetsError, StopIteration) as error:
-            raise AOTDataError(f"{where}: {error or 'there are no rows'}") from error
+            raise AOTDataError(f"{where}: {_without_rows(error) or error}") from error
         mapper = RowMapper(
             rl=self.rl,
             entry=resolved,
@@ -250,6 +256,12 @@ class Pipeline:
 def _for_the_trainer(dataset: Dataset | None) -> Dataset | None:
     """The columns that trainers read."""
     return None if dataset is None else dataset.remove_columns(PROMPT)
+
+
+def _without_rows(error: Exception) -> str | None:
+    """What to say where a source is empty; `datasets` then finds no first row, or no split."""
+    empty = isinstance(error, StopIteration) or "corresponds to no data" in str(error)
+    return "there are no rows" if empty else None
 
 
 def _where(key: str, position: int, entry: Entry) -> str:

@@ -1,7 +1,7 @@
 """Prepared data on the disk: which folder belongs to which data, and whether what it holds can be used again.
 
-Folder and lock are axolotl's own. Beside the data lies a record: the row counts for the log, and size and
-time of the local files that were read, by which a change of them is noticed.
+Folder and lock are axolotl's own. Beside the data lies a record: the row counts for the log, and size, time
+and a digest of the local files that were read, by which a change of them is noticed.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from axolotl.utils.data.shared import (
     generate_dataset_hash_from_config,
@@ -22,37 +22,70 @@ from axolotl.utils.data.utils import md5
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from axolotl_aot import __version__
 from axolotl_aot.data.entry import Entry
+from axolotl_aot.data.fingerprint import file_digest
 from axolotl_aot.data.row_counts import RowCounts
 
 LOG = get_logger(__name__)
 
 # The record's file, in the folder of the data. Its keys: "accounts", the row counts of each entry, and
-# "sources", size and time of each local file.
+# "sources", a `Stamp` of each local path.
 RECORD = "aot_record.json"
-DATA_SUFFIXES = (".arrow", ".csv", ".gz", ".json", ".jsonl", ".parquet", ".txt", ".zst")
+DATA_SUFFIXES = (
+    *(".arrow", ".bz2", ".csv", ".gz", ".json", ".jsonl", ".lz4", ".parquet", ".tsv", ".txt", ".xz", ".zip"),
+    ".zst",
+)
+# Keys of the YAML by which prepared data differ, besides those that axolotl's own digest has.
+ORDER = ("seed", "shuffle_merged_datasets", "shuffle_before_merging_datasets")
 # what the two data sets of a run are called on the Hugging Face hub
 SPLITS = {"datasets": "train", "test_datasets": "test"}
 
 
 def folder_name(
-    cfg: DictDefault, tokenizer: PreTrainedTokenizerBase, entries: list[Entry], settings: dict[str, Any]
+    cfg: DictDefault, tokenizer_digest: str, entries: list[Entry], settings: dict[str, Any]
 ) -> str:
     """A digest of all that prepared data depend on.
 
-    settings: what counts besides axolotl's own digest and the entries, as values that JSON can hold.
+    tokenizer_digest: by `tokenizer_fingerprint`. settings: what counts besides axolotl's own digest and the
+    entries, as values that JSON can hold.
     """
     contents = {
         **settings,
+        "order": [cfg[key] for key in ORDER],
+        "code": [entry.code_digest() for entry in entries],
         "entries": [entry.model_dump(mode="json", exclude_none=True) for entry in entries],
         "versions": [__version__, version("axolotl")],
     }
     sources = [DictDefault(entry.source()) for entry in entries]
-    axolotls = generate_dataset_hash_from_config(cfg, sources, tokenizer.name_or_path)
+    axolotls = generate_dataset_hash_from_config(cfg, sources, tokenizer_digest)
     return str(md5(axolotls + json.dumps(contents, sort_keys=True)))
+
+
+class Stamp(NamedTuple):
+    """By what files are known again.
+
+    size: of all, in bytes. time: the latest, in ns. digest: of what they hold.
+    """
+
+    size: int
+    time: int
+    digest: str
+
+    @classmethod
+    def of(cls, files: list[Path]) -> "Stamp":
+        """The stamp of some files; reads them all."""
+        stats = [file.stat() for file in files]
+        digests = "".join(map(file_digest, files))
+        return cls(sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats), str(md5(digests)))
+
+    def is_of(self, files: list[Path]) -> bool:
+        """Whether files are the same, or copies of them; they are read only where their time differs."""
+        stats = [file.stat() for file in files]
+        if sum(s.st_size for s in stats) != self.size:
+            return False
+        return max(s.st_mtime_ns for s in stats) == self.time or Stamp.of(files).digest == self.digest
 
 
 @dataclass
@@ -87,7 +120,8 @@ class PreparedData:
             save_preprocessed_dataset(self.cfg, dataset, self.name, SPLITS[self.key])
         else:  # as axolotl saves, but in this process: it would start one more, which takes seconds
             dataset.save_to_disk(str(self._folder), num_shards=self.cfg.num_dataset_shards_to_save)
-        record = {"accounts": [asdict(counts) for counts in row_counts], "sources": self._file_stamps()}
+        sources = {path: Stamp.of(files) for path, files in self._local_files().items()}
+        record = {"accounts": [asdict(counts) for counts in row_counts], "sources": sources}
         # written last: data without a record were not saved completely
         (self._folder / RECORD).write_text(json.dumps(record))
 
@@ -107,23 +141,26 @@ class PreparedData:
         record = self._record()
         if record is None:
             return self._folder.exists()
-        now = self._file_stamps()
-        changed = [path for path, stamp in record["sources"].items() if now.get(path, stamp) != stamp]
+        now = self._local_files()
+        changed = [
+            path
+            for path, stamp in record["sources"].items()
+            if path in now and not Stamp(*stamp).is_of(now[path])
+        ]
         if changed:
             LOG.info(
                 f"{self.key}: {', '.join(changed)} has changed since it was prepared: preparing it again"
             )
         return bool(changed)
 
-    def _file_stamps(self) -> dict[str, list[int]]:
-        """Total size and latest time (ns) of the data files at each local path that an entry names."""
-        stamps = {}
+    def _local_files(self) -> dict[str, list[Path]]:
+        """The data files at each local path that an entry names."""
+        found = {}
         for entry in self.entries:
-            for path, files in _local_files(entry):
-                stats = [file.stat() for file in files if not self._is_output(file)]
-                if stats:
-                    stamps[str(path)] = [sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)]
-        return stamps
+            for path, files in _files_of(entry):
+                if files := sorted(file for file in files if not self._is_output(file)):
+                    found[str(path)] = files
+        return found
 
     def _is_output(self, file: Path) -> bool:
         """Whether the run writes there itself, as where prepared data lie in the folder of their source."""
@@ -131,7 +168,7 @@ class PreparedData:
         return not outputs.isdisjoint(file.resolve().parents)
 
 
-def _local_files(entry: Entry) -> Iterator[tuple[Path, list[Path]]]:
+def _files_of(entry: Entry) -> Iterator[tuple[Path, list[Path]]]:
     """The local paths of an entry, each with its data files; of a folder, where no `data_files` are named."""
     named = [entry.data_files] if isinstance(entry.data_files, str) else entry.data_files or []
     for path in map(Path, (entry.path, *named)):

@@ -27,15 +27,16 @@ from axolotl_aot.data.json_columns import encoded, with_json_columns
 
 CSV, JSON = "csv", "json"
 TSV_SUFFIX = ".tsv"
+CSV_SUFFIXES = {".csv", TSV_SUFFIX}
 # Types of a column that `datasets` makes of JSON by guessing.
 GUESSED = ("timestamp", "date", "time", "duration")
 
 
 def file_type(source: DictDefault) -> str:
-    """What kind of file a source of one or several files is, by axolotl's rule; TSV is a kind of CSV."""
+    """What kind of file a source of one or several files is, by axolotl's rule, which does not know TSV."""
     files = source.data_files or source.path
     first = files if isinstance(files, str) else files[0]
-    if not source.ds_type and TSV_SUFFIX in Path(first).suffixes:
+    if not source.ds_type and not CSV_SUFFIXES.isdisjoint(Path(first).suffixes):
         return CSV
     return get_dataset_type(source)
 

@@ -61,11 +61,12 @@ def _load_part(source: DictDefault, auth_token: bool | None) -> Rows:
     path = Path(source.path)
     if path.is_file() and not path.stat().st_size:
         raise AOTDataError("the file is empty")
-    if _is_csv_file(source):
+    is_saved = path.is_dir() and not source.data_files and is_saved_dataset(source.path)
+    if _is_csv(source, auth_token):
         return _read_again(CSV, source, auth_token)
     dataset = load_dataset_with_config(source, auth_token, streaming=False)
     splits = dataset if isinstance(dataset, DatasetDict) else {str(dataset.split or "train"): dataset}
-    if path.is_dir() and not source.data_files and is_saved_dataset(source.path):
+    if is_saved:
         # axolotl loads all of what `save_to_disk` has written, whatever `split` says
         return Rows(_select(splits, source.split or "train"), text_only=False)
     kind = next(iter(splits.values())).info.builder_name
@@ -80,9 +81,12 @@ def _read_again(kind: str, source: DictDefault, auth_token: bool | None) -> Rows
     return Rows(_select(splits, source.split or "train"), text_only=kind == CSV)
 
 
-def _is_csv_file(source: DictDefault) -> bool:
-    is_file = Path(source.path).is_file() or source.path.startswith("https://")
-    return (is_file or bool(source.data_files)) and file_type(source) == CSV
+def _is_csv(source: DictDefault, auth_token: bool | None) -> bool:
+    """Whether a source is known as CSV or TSV before it is read; a data set of the hub is not."""
+    if Path(source.path).is_dir() and not source.data_files:
+        return not is_saved_dataset(source.path) and builder_of(source, auth_token).name == CSV
+    is_file = Path(source.path).is_file() or source.path.startswith("https://") or source.data_files
+    return bool(is_file) and file_type(source) == CSV
 
 
 def _select(splits: dict[str, Dataset], spec: str) -> Dataset:

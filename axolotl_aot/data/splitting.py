@@ -27,19 +27,19 @@ def split_by_prompt(dataset: Dataset, val_set_size: int | float) -> tuple[Datase
     wanted = math.ceil(val_set_size * rows) if 0 < val_set_size < 1 else int(val_set_size)
     if not 0 < wanted < rows:
         raise AOTDataError(
-            f"`val_set_size: {val_set_size}` of {rows} rows leaves none for one of the two sides; set a "
+            f"`val_set_size: {val_set_size:g}` of {rows} rows leaves none for one of the two sides; set a "
             "share between 0 and 1, or a number of rows that is smaller"
         )
     values, group_of, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
     if len(values) == 1:
         raise AOTDataError(
-            f"`val_set_size: {val_set_size}`: all {rows} rows answer the same prompt, which cannot be on "
+            f"`val_set_size: {val_set_size:g}`: all {rows} rows answer the same prompt, which cannot be on "
             "both sides; give the evaluation set as test_datasets"
         )
     chosen = _fill(group_of, sizes, wanted)
     is_evaluation = chosen[group_of]
     LOG.info(
-        f"val_set_size: {val_set_size}: {int(is_evaluation.sum()):,} rows of {int(chosen.sum()):,} prompts "
+        f"val_set_size: {val_set_size:g}: {int(is_evaluation.sum()):,} rows of {int(chosen.sum()):,} prompts "
         f"for evaluation, {int((~is_evaluation).sum()):,} rows of {int((~chosen).sum()):,} prompts for "
         "training"
     )

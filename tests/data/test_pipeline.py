@@ -5,12 +5,12 @@ import re
 from collections import Counter
 
 import pytest
-from axolotl.common.datasets import load_preference_datasets
 from axolotl.loaders import load_tokenizer
 from datasets import Dataset, DatasetDict
 
 from axolotl_aot.data.labels import one_label_share
 from axolotl_aot.dataset_hook import pipeline_of
+from tests.data.entries import entry
 from tests.tiny import make_pairs, unpair, write_jsonl
 
 SCORED = {"type": "scored", "positive_above": 0.5, "negative_below": 0.3}
@@ -19,32 +19,6 @@ SCORED = {"type": "scored", "positive_above": 0.5, "negative_below": 0.3}
 def scored_rows(count: int = 20) -> list[dict]:
     """Scores 0, 1 / count, ... : 6 are below 0.3 and 9 above 0.5 of 20."""
     return [{"prompt": f"cat {i}?", "completion": f"dog {i}", "score": i / count} for i in range(count)]
-
-
-@pytest.fixture
-def config(base_config, tmp_path) -> dict:
-    """Unpaired; each test names its data sets. Prepared data are the test's own."""
-    return {**base_config, "rl": "aot_unpaired", "dataset_prepared_path": str(tmp_path / "prepared")}
-
-
-@pytest.fixture
-def prepare(load, caplog):
-    """The training and the evaluation set of a config; what was logged is in `prepare.log()`."""
-
-    def prepare(config: dict):
-        caplog.clear()
-        cfg = load(config)
-        meta = load_preference_datasets(cfg=cfg)
-        return meta.train_dataset, meta.eval_dataset
-
-    prepare.log = lambda: "\n".join(record.getMessage() for record in caplog.records)
-    return prepare
-
-
-def entry(path, rows: list[dict] | None = None, **options) -> dict:
-    if rows is not None:
-        write_jsonl(path, rows)
-    return {"path": str(path), **options}
 
 
 # --- Sources ---------------------------------------------------------------------------------------

@@ -3,18 +3,22 @@
 import inspect
 from collections.abc import Iterator, Mapping
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from axolotl.utils.logging import get_logger
 from pydantic import PrivateAttr, model_validator
 
 from axolotl_aot.data.entry import Entry, LabelledEntry, Source
+from axolotl_aot.data.fingerprint import file_digest
 from axolotl_aot.data.rows import BadRow, Example, is_blank, not_text, require_field
 from axolotl_aot.data.types.row_text import ROW_ERRORS, Transform, require_text, unread_messages
 from axolotl_aot.errors import AOTDataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 LOG = get_logger(__name__)
 
@@ -52,6 +56,7 @@ class AxolotlType(Entry):
 
     def prepare(self, source: Source) -> "tuple[AxolotlType, Dataset]":
         entry, dataset = super().prepare(source)
+        self._require_one_end(source.tokenizer)
         if self.type is None:
             return entry, dataset
         transform, map_kwargs = self._loaded(source)
@@ -62,6 +67,19 @@ class AxolotlType(Entry):
         entry._transform = transform
         entry._warn_of_misreading(dataset, source.where)
         return entry, dataset
+
+    def _require_one_end(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        """Text gets an end token where it has none, as in TRL; a tokenizer that adds one would add a second."""
+        text = "a"
+        added = tokenizer(text)["input_ids"][-1:], tokenizer(text, add_special_tokens=False)["input_ids"][-1:]
+        if added[0] != added[1] and added[0] == [tokenizer.eos_token_id]:
+            kind = "an entry without a `type:`" if self.type is None else f"`type: {self.type}`"
+            raise AOTDataError(
+                f"{kind}: the tokenizer adds its end token, {tokenizer.eos_token}, to every text by itself, and "
+                "such rows would end with two; name a copy of it in `tokenizer_config` whose "
+                "tokenizer_config.json says `add_eos_token: false` (or whose tokenizer.json adds none), or use "
+                "`type: chat_template`"
+            )
 
     def _warn_of_misreading(self, dataset: "Dataset", where: str) -> None:
         """Say what the type does not read of its rows, as far as the first ones show it."""
@@ -75,8 +93,16 @@ class AxolotlType(Entry):
         for column, count in passed_over.items():
             LOG.warning(
                 f"{where}: `type: {self.type}` does not read all turns of a conversation: it passes over "
-                f"{count} of the messages of `{column}` in one of the first rows; `type: chat_template` reads all"
+                f"{count} of the messages of `{column}` in one of the first rows; `type: chat_template` "
+                "reads all"
             )
+
+    def code_digest(self) -> str | None:
+        *_, module, _ = ["", "", *(self.type if isinstance(self.type, str) else "").split(".")]
+        spec = find_spec(module) if module else None  # axolotl looks for a module of the user's first
+        return (
+            file_digest(Path(spec.origin)) if spec and spec.origin and Path(spec.origin).is_file() else None
+        )
 
     def _loaded(self, source: Source) -> tuple[Transform, dict[str, Any]]:
         from importlib import import_module

@@ -6,6 +6,7 @@ from datasets import Dataset
 from axolotl_aot.data.entry import Source
 from axolotl_aot.data.rows import BadRow, Example
 from axolotl_aot.data.types import parse
+from tests.tiny import make_tokenizer
 
 USER = {"role": "user", "content": "Two plus two?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -15,12 +16,14 @@ WEATHER = {"type": "function", "function": {"name": "weather", "arguments": {"ci
 CALL = {"role": "assistant", "content": None, "tool_calls": [WEATHER]}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
+TOKENIZER = make_tokenizer(["Two plus two?"])
+
 
 def examples(rl: str, options: dict, *rows: dict) -> list[Example]:
     """The samples of the rows, by way of a data set, which fills up what other rows lack."""
     dataset = Dataset.from_list(list(rows))
     entry = parse(rl, {"path": "rows.jsonl", **options}, "datasets[0]")
-    entry, dataset = entry.prepare(Source(dataset, {}, 0, [], None))
+    entry, dataset = entry.prepare(Source(dataset, {}, 0, [], TOKENIZER))
     return [example._replace(row=None) for row in dataset for example in entry.examples(row)]
 
 

@@ -69,16 +69,16 @@ class AxolotlType(Entry):
         return entry, dataset
 
     def _require_one_end(self, tokenizer: "PreTrainedTokenizerBase") -> None:
-        """Text gets an end token where it has none, as in TRL; a tokenizer that adds one would add a second."""
+        """Text gets an end token where it has none; a tokenizer that adds one would add a second."""
         text = "a"
         added = tokenizer(text)["input_ids"][-1:], tokenizer(text, add_special_tokens=False)["input_ids"][-1:]
         if added[0] != added[1] and added[0] == [tokenizer.eos_token_id]:
             kind = "an entry without a `type:`" if self.type is None else f"`type: {self.type}`"
             raise AOTDataError(
-                f"{kind}: the tokenizer adds its end token, {tokenizer.eos_token}, to every text by itself, and "
-                "such rows would end with two; name a copy of it in `tokenizer_config` whose "
-                "tokenizer_config.json says `add_eos_token: false` (or whose tokenizer.json adds none), or use "
-                "`type: chat_template`"
+                f"{kind}: the tokenizer adds its end token, {tokenizer.eos_token}, to every text by itself, "
+                "and such rows would end with two; name a copy of it in `tokenizer_config` whose "
+                "tokenizer_config.json says `add_eos_token: false` (or whose tokenizer.json adds none), or "
+                "use `type: chat_template`"
             )
 
     def _warn_of_misreading(self, dataset: "Dataset", where: str) -> None:

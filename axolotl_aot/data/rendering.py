@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from axolotl_aot.data.completeness import Completeness, Rendered
 from axolotl_aot.data.rows import BadRow, Example, Message
+from axolotl_aot.data.templates import Template, template_for
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -33,13 +35,17 @@ class Text(NamedTuple):
 class Renderer:
     """Makes text of examples: of messages by the chat template; text is taken as it is.
 
-    template: the chat template; None where the examples are text. kwargs: of `chat_template_kwargs`.
+    template: the chat template, or the tokenizer's named ones; None where the examples are text. kwargs: of
+    `chat_template_kwargs`.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str | None, kwargs: dict[str, Any]):
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", template: Template | None, kwargs: dict[str, Any]
+    ):
         self.tokenizer = tokenizer
         self.template = template
         self.kwargs = kwargs
+        self._completeness = Completeness(self._render)
         self._warned = False
 
     def text(self, example: Example) -> Text:
@@ -53,12 +59,26 @@ class Renderer:
             return self._plain(example.prompt, example.completions)
         if not example.prompt:
             raise BadRow("the prompt is empty: there is no message before the completion")
-        prompt = self._render(example.prompt, example.tools, add_generation_prompt=True)
+        asking = self._render(example.prompt, example.tools, add_generation_prompt=True)
         wholes = [self._render([*example.prompt, *c], example.tools) for c in example.completions]
+        prompt = asking
         for whole in wholes:
             prompt = self._prefix(prompt, whole, example)
-        _require_all_there(example, prompt, [whole[len(prompt) :] for whole in wholes])
+        self._require_all_there(example, asking, wholes)
         return Text(prompt, wholes, special=False)
+
+    def _require_all_there(self, example: Example, asking: str, wholes: list[str]) -> None:
+        """Refuse an example of which the template leaves something out: it would be trained without that."""
+        template = template_for(self.template, example.tools)
+        start = len(example.prompt)
+        self._completeness.require(
+            Rendered(example.prompt, example.tools, asking, True, answers=start, first=0), template
+        )
+        for completion, whole in zip(example.completions, wholes, strict=True):
+            messages = [*example.prompt, *completion]
+            self._completeness.require(
+                Rendered(messages, example.tools, whole, False, answers=start, first=start), template
+            )
 
     def _prefix(self, prompt: str, whole: str, example: Example) -> str:
         """The part of the prompt that the whole text begins with; it must hold all of the prompt's messages.
@@ -106,7 +126,7 @@ class Renderer:
         return self.tokenizer.apply_chat_template(
             messages,
             tools=tools,
-            chat_template=self.template,
+            chat_template=template_for(self.template, tools),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             **self.kwargs,
@@ -192,48 +212,6 @@ def _probes(example: Example) -> list[Message]:
     text = {"role": "assistant", "content": PROBE}
     thinks = any(message.get("reasoning_content") for c in example.completions for message in c)
     return [text, {**text, "reasoning_content": PROBE}] if thinks else [text]
-
-
-def _require_all_there(example: Example, prompt: str, completions: list[str]) -> None:
-    """Refuse an example of which the template leaves something out: it would be trained without that.
-
-    Of each text the last line is looked for, as templates strip and split texts. What the assistant thought
-    in earlier turns may be missing: many templates leave that out on purpose.
-    """
-    for tool in example.tools or ():
-        name = tool.get("function", tool).get("name")
-        if name and name not in prompt:
-            raise BadRow(f"the chat template leaves out the tool {name!r}; choose another chat_template")
-    for message in example.prompt:
-        parts = {"tool_calls": _names(message)}
-        if message["role"] != "assistant":
-            parts["content"] = [message["content"]]
-        _require(parts, prompt, message)
-    for completion, text in zip(example.completions, completions, strict=True):
-        for message in completion:
-            thought = [message.get("reasoning_content")]
-            parts = {
-                "tool_calls": _names(message),
-                "content": [message["content"]],
-                "reasoning_content": thought,
-            }
-            _require(parts, text, message)
-
-
-def _require(parts: dict[str, list[str | None]], text: str, message: Message) -> None:
-    for name, values in parts.items():
-        for value in values:
-            last = value.strip().splitlines()[-1:] if isinstance(value, str) else []
-            if last and last[0].strip() not in text:
-                raise BadRow(
-                    f"the chat template leaves out the `{name}` of a message of `{message['role']}`; choose "
-                    "another chat_template, or map it with message_property_mappings"
-                )
-
-
-def _names(message: Message) -> list[str | None]:
-    """The names of the tools that a message calls."""
-    return [call.get("function", call).get("name") for call in message.get("tool_calls") or ()]
 
 
 def _no_prefix(prompt: str, whole: str) -> str:

@@ -1,19 +1,28 @@
 """Which chat template renders the rows of an entry: the entry's own, the YAML's or the tokenizer's."""
 
+from typing import Any
+
 from axolotl.utils.chat_templates import get_chat_template
 from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_aot.data.entry import Entry
 from axolotl_aot.data.messages import TemplateEntry
+from axolotl_aot.data.rows import BadRow
 from axolotl_aot.errors import AOTDataError
 
+# A chat template in Jinja; or the named ones of a tokenizer that has several, of which each row takes its own.
+Template = str | dict[str, str]
 
-def template_of(entry: Entry, cfg: DictDefault, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The chat template, in Jinja; None for an entry whose rows are text already.
+# The names by which transformers chooses: for a conversation with tools, and for all others.
+FOR_TOOLS, FOR_ALL = "tool_use", "default"
+
+
+def template_of(entry: Entry, cfg: DictDefault, tokenizer: PreTrainedTokenizerBase) -> Template | None:
+    """The chat template; None for an entry whose rows are text already.
 
     Raises:
-        AOTDataError: there is none.
+        AOTDataError: there is none, or none among several that a row without tools could take.
         ValueError: axolotl knows no template of the name that the entry gives.
     """
     if not isinstance(entry, TemplateEntry):
@@ -25,12 +34,37 @@ def template_of(entry: Entry, cfg: DictDefault, tokenizer: PreTrainedTokenizerBa
         )
     jinja = entry.chat_template_jinja
     choice = entry.chat_template or ("jinja" if jinja else None)
-    if choice is not None:
-        return get_chat_template(choice, jinja, tokenizer)
-    # axolotl has given the tokenizer the template that the YAML names
-    if not tokenizer.chat_template:
+    # without a choice: axolotl has given the tokenizer the template that the YAML names
+    template = tokenizer.chat_template if choice is None else get_chat_template(choice, jinja, tokenizer)
+    if not template:
         raise AOTDataError(
             f"`type: {entry.type}`: the tokenizer has no chat template; set one, such as "
             "`chat_template: chatml`"
         )
-    return tokenizer.get_chat_template()
+    if isinstance(template, dict) and not {FOR_TOOLS, FOR_ALL} & set(template):
+        raise AOTDataError(f"`type: {entry.type}`: {_no_default(template)}")
+    return template
+
+
+def template_for(template: Template, tools: list[dict[str, Any]] | None) -> str:
+    """The chat template of a conversation, as `tokenizer.apply_chat_template` chooses it.
+
+    Raises:
+        BadRow: the tokenizer has several, and none for a conversation without tools.
+    """
+    if isinstance(template, str):
+        return template
+    if tools is not None and FOR_TOOLS in template:
+        return template[FOR_TOOLS]
+    if FOR_ALL not in template:
+        raise BadRow(f"it has no tools, and {_no_default(template)}")
+    return template[FOR_ALL]
+
+
+def _no_default(templates: dict[str, str]) -> str:
+    names = ", ".join(sorted(templates))
+    return (
+        f"the tokenizer has several chat templates ({names}), and none of them is named `{FOR_ALL}`; set "
+        "`chat_template: jinja` and `chat_template_jinja:` to the file of one of them, or another "
+        "chat_template"
+    )

@@ -1,16 +1,16 @@
 """Whether a chat template writes all of a conversation, found by rendering it with marks in its place.
 
-With a mark in place of each part, a rendered conversation is a skeleton, and the same one for all rows of a shape.
-Where the row's own parts in place of the marks give the row's own rendered text, but for white space, all
-of them stand in it, wherever the template has put them. Where not, as the template looks into the texts,
-a row's parts are replaced one at a time: the rendered text must change, and what changes must hold the part.
+With a mark in place of each part, a rendered conversation is a skeleton, and the same one for all rows of
+a shape. Where the row's own parts in place of the marks give the row's own rendered text, but for white
+space, all of them stand in it, wherever the template has put them. Where not, as the template looks into
+the texts, a row's parts are replaced one at a time: the rendered text must change, and what changes must
+hold the part.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from os.path import commonprefix
 from typing import Any, NamedTuple
 
 from axolotl_aot.data.parts import (
@@ -22,12 +22,13 @@ from axolotl_aot.data.parts import (
     thought_end,
     with_part,
 )
+from axolotl_aot.data.prefixes import common_length
 from axolotl_aot.data.rows import BadRow, Message
 
 Tools = list[dict[str, Any]] | None
 
-# A mark's text is in no template and no data. Its quotation mark shows where text is written as in JSON: there,
-# it has a backslash before it. A number's mark is a number. Both keep the order of their numbers when sorted.
+# A mark's text is in no template. Its quotation mark shows where text is written as in JSON: there, it has a
+# backslash before it. A number's mark is a number. When sorted, marks keep the order of their numbers.
 TEXT_MARK, NUMBER_MARK = 'aotq{:06d}"z', 73_109_000_000
 MARKS = re.compile(r'aotq(\d{6})(\\*)"z|73109(\d{6})')
 MAX_SKELETONS = 2_000  # are kept; a table of conversations has few shapes, one with tools may have many
@@ -164,7 +165,11 @@ class Completeness:
             missing = self._missing(rendered, number, part, piece)
             if missing:
                 thought = bool(piece) and piece[1] <= thought_end(part.value)
-                shown = "" if f"'{missing}'" in part.place or f"`{missing}`" in part.place else f": {_shortened(missing)}"
+                shown = (
+                    ""
+                    if f"'{missing}'" in part.place or f"`{missing}`" in part.place
+                    else f": {_shortened(missing)}"
+                )
                 advice = _advice(part, thought, template)
                 raise BadRow(f"the chat template leaves out {part.place}{shown}; {advice}")
 
@@ -183,8 +188,8 @@ class Completeness:
             marked = _squeezed(self._render(*other, rendered.add_generation_prompt))
         except BadRow:  # the template takes no other text here: then the text is counted
             return "" if _is_there_as_often(forms, real, rendered) else str(text)
-        start = len(commonprefix((real, marked)))
-        end = len(commonprefix((real[start:][::-1], marked[start:][::-1])))
+        start = common_length(real, marked)
+        end = common_length(real[start:][::-1], marked[start:][::-1])
         changed = real[start : len(real) - end]
         if any(form in changed for form in forms):
             return ""
@@ -205,7 +210,12 @@ class Outline:
         self._conversation = None
         roles = tuple(message["role"] for message in rendered.messages)
         texts = [message["content"] for message in rendered.messages if len(message) == 2]
-        if cut is _uncut and rendered.tools is None and len(texts) == len(roles) and all(map(_is_text, texts)):
+        if (
+            cut is _uncut
+            and rendered.tools is None
+            and len(texts) == len(roles)
+            and all(map(_is_text, texts))
+        ):
             self.key, self.texts = roles, texts  # the usual row
         else:
             self._conversation = self._marked()

@@ -105,7 +105,9 @@ def _call(
         new["name"] = part(name, f"{of}, the tool {name!r}")
     if function.get("arguments") is not None:
         new["arguments"] = _argument(
-            function["arguments"], "", lambda value, path: part(value, f"{of}, the argument {path} of {name!r}")
+            function["arguments"],
+            "",
+            lambda value, path: part(value, f"{of}, the argument {path} of {name!r}"),
         )
     return {**call, "function": new} if "function" in call else new
 

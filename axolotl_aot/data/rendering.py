@@ -1,12 +1,12 @@
 """From messages to text by a chat template, and from text to tokens."""
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
 from axolotl_aot.data.completeness import Completeness, Rendered
+from axolotl_aot.data.prefixes import common_length
 from axolotl_aot.data.rows import BadRow, Example, Message
 from axolotl_aot.data.templates import Template, template_for
 
@@ -91,7 +91,7 @@ class Renderer:
         # the answer may by chance begin like the text that asks for one: made-up answers do not, and show
         # where the template's own text differs
         others = [self._render([*example.prompt, probe], example.tools) for probe in _probes(example)]
-        length = min(_common_length(prompt, text) for text in (whole, *others))
+        length = min(common_length(prompt, text) for text in (whole, *others))
         if length <= len(self._render(example.prompt, example.tools)):
             raise BadRow(_no_prefix(prompt, whole))
         if not self._warned:
@@ -160,7 +160,7 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[Text]) -> list[To
         # completions share their prompt's tokens: as many as all of the whole texts begin with
         first, length = wholes[0]
         for ids, end in wholes[1:]:
-            length = _common_length(first[:length], ids[:end])
+            length = common_length(first[:length], ids[:end])
         tokens.append(Tokens(first[:length], [ids[length:] for ids, _ in wholes]))
     return tokens
 
@@ -174,7 +174,7 @@ def _splits(
     ids = encoded["input_ids"]
     if not tokenizer.is_fast:
         prompt_ids = tokenizer(prompts, **options)["input_ids"]
-        return [(whole, _common_length(whole, prompt)) for whole, prompt in zip(ids, prompt_ids, strict=True)]
+        return [(whole, common_length(whole, prompt)) for whole, prompt in zip(ids, prompt_ids, strict=True)]
     return [
         (ids[i], _end(encoded, i, len(prompt), len(whole)))
         for i, (whole, prompt) in enumerate(zip(wholes, prompts, strict=True))
@@ -192,14 +192,6 @@ def _end(encoded: "BatchEncoding", i: int, prompt: int, whole: int) -> int:
     return end
 
 
-def _common_length(first: Sequence, second: Sequence) -> int:
-    """How many items two sequences have in common from the beginning."""
-    shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:
-        return shorter
-    return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-
-
 def _attempts(messages: list[Message]) -> list[list[Message]]:
     """The messages; and, for templates that fail on null content, the same with empty text in its place."""
     if all(message["content"] is not None for message in messages):
@@ -215,7 +207,7 @@ def _probes(example: Example) -> list[Message]:
 
 
 def _no_prefix(prompt: str, whole: str) -> str:
-    same = _common_length(prompt, whole)
+    same = common_length(prompt, whole)
     return (
         "the chat template renders the whole conversation in another way than its prompt, so that the "
         f"completion cannot be told from it. They are equal for {same} characters; then the prompt goes on "

@@ -11,7 +11,7 @@ from axolotl_aot.data.messages import TemplateEntry
 from axolotl_aot.data.rows import BadRow
 from axolotl_aot.errors import AOTDataError
 
-# A chat template in Jinja; or the named ones of a tokenizer that has several, of which each row takes its own.
+# A chat template in Jinja; or the named ones of a tokenizer that has several: each row takes one of them.
 Template = str | dict[str, str]
 
 # The names by which transformers chooses: for a conversation with tools, and for all others.

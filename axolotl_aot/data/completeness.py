@@ -136,7 +136,9 @@ class Completeness:
             return None
         found = list(MARKS.finditer(text))
         order = [(int(mark[1] or mark[3]), len(mark[2] or "")) for mark in found]
-        if not required <= {number for number, _ in order}:
+        # marks beyond the parts are data that look like marks
+        numbers = {number for number, _ in order}
+        if not required <= numbers <= set(range(len(outline.texts))):
             return None
         marked = rendered._replace(messages=messages, tools=tools, text=text)
         for number, part in enumerate(parts_of(messages, tools)):

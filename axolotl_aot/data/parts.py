@@ -82,9 +82,12 @@ def _message(message: Message, position: int, total: int, write: Callable[[Part]
         if not isinstance(value, str) or not value.strip():
             continue
         # some data hold a thought twice, under two names: a template that writes it once leaves nothing out
-        if name == "content" or value not in thoughts:
-            thoughts[value] = write(Part(value, f"the `{name}` {where}", position, role, name))
-        new[name] = thoughts[value]
+        if name in REASONING and value in thoughts:
+            new[name] = thoughts[value]
+            continue
+        new[name] = write(Part(value, f"the `{name}` {where}", position, role, name))
+        if name in REASONING:
+            thoughts[value] = new[name]
     if message.get("tool_calls"):
         new["tool_calls"] = [_call(call, where, position, role, write) for call in message["tool_calls"]]
     return new

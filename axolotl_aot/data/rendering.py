@@ -69,7 +69,7 @@ class Renderer:
 
     def _require_all_there(self, example: Example, asking: str, wholes: list[str]) -> None:
         """Refuse an example of which the template leaves something out: it would be trained without that."""
-        template = template_for(self.template, example.tools)
+        template = template_for(self.template, self.tokenizer, example.tools)
         start = len(example.prompt)
         self._completeness.require(
             Rendered(example.prompt, example.tools, asking, True, answers=start, first=0), template
@@ -126,7 +126,7 @@ class Renderer:
         return self.tokenizer.apply_chat_template(
             messages,
             tools=tools,
-            chat_template=template_for(self.template, tools),
+            chat_template=template_for(self.template, self.tokenizer, tools),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             **self.kwargs,

@@ -14,9 +14,6 @@ from axolotl_aot.errors import AOTDataError
 # A chat template in Jinja; or the named ones of a tokenizer that has several: each row takes one of them.
 Template = str | dict[str, str]
 
-# The names by which transformers chooses: for a conversation with tools, and for all others.
-FOR_TOOLS, FOR_ALL = "tool_use", "default"
-
 
 def template_of(entry: Entry, cfg: DictDefault, tokenizer: PreTrainedTokenizerBase) -> Template | None:
     """The chat template; None for an entry whose rows are text already.
@@ -41,30 +38,39 @@ def template_of(entry: Entry, cfg: DictDefault, tokenizer: PreTrainedTokenizerBa
             f"`type: {entry.type}`: the tokenizer has no chat template; set one, such as "
             "`chat_template: chatml`"
         )
-    if isinstance(template, dict) and not {FOR_TOOLS, FOR_ALL} & set(template):
-        raise AOTDataError(f"`type: {entry.type}`: {_no_default(template)}")
+    if isinstance(template, dict) and not any(_chosen(tokenizer, tools) for tools in (None, [])):
+        raise AOTDataError(f"`type: {entry.type}`: {_none_to_choose(template)}")
     return template
 
 
-def template_for(template: Template, tools: list[dict[str, Any]] | None) -> str:
-    """The chat template of a conversation, as `tokenizer.apply_chat_template` chooses it.
+def template_for(
+    template: Template, tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None
+) -> str:
+    """The chat template of a conversation; of a tokenizer's named ones, that which the tokenizer chooses.
 
     Raises:
-        BadRow: the tokenizer has several, and none for a conversation without tools.
+        BadRow: it has none for a conversation without tools.
     """
     if isinstance(template, str):
         return template
-    if tools is not None and FOR_TOOLS in template:
-        return template[FOR_TOOLS]
-    if FOR_ALL not in template:
-        raise BadRow(f"it has no tools, and {_no_default(template)}")
-    return template[FOR_ALL]
+    chosen = _chosen(tokenizer, tools)
+    if chosen is None:
+        raise BadRow(f"it has no tools, and {_none_to_choose(template)}")
+    return chosen
 
 
-def _no_default(templates: dict[str, str]) -> str:
+def _chosen(tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None) -> str | None:
+    """What the tokenizer chooses of its named templates, mostly `tool_use` where there are tools."""
+    try:
+        return tokenizer.get_chat_template(tools=tools)
+    except ValueError:
+        return None
+
+
+def _none_to_choose(templates: dict[str, str]) -> str:
     names = ", ".join(sorted(templates))
     return (
-        f"the tokenizer has several chat templates ({names}), and none of them is named `{FOR_ALL}`; set "
+        f"the tokenizer has several chat templates ({names}), and none of them is named `default`; set "
         "`chat_template: jinja` and `chat_template_jinja:` to the file of one of them, or another "
         "chat_template"
     )

@@ -10,18 +10,11 @@ hold the part.
 import json
 import re
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from string import ascii_letters
 from typing import Any, NamedTuple
 
-from axolotl_aot.data.parts import (
-    REASONING,
-    THOUGHT_TAG,
-    Part,
-    parts_of,
-    rewritten,
-    thought_end,
-    with_part,
-)
+from axolotl_aot.data.parts import REASONING, Part, parts_of, rewritten, with_part
+from axolotl_aot.data.pieces import Cut, Piece, cut_at_tags, thought_end, uncut
 from axolotl_aot.data.prefixes import common_length
 from axolotl_aot.data.rows import BadRow, Message
 
@@ -32,9 +25,8 @@ Tools = list[dict[str, Any]] | None
 TEXT_MARK, NUMBER_MARK = 'aotq{:06d}"z', 73_109_000_000
 MARKS = re.compile(r'aotq(\d{6})(\\*)"z|73109(\d{6})')
 MAX_SKELETONS = 2_000  # are kept; a table of conversations has few shapes, one with tools may have many
+LETTERS = [*ascii_letters, *map(chr, range(0x1400, 0x1700))]  # and rare ones; a text never has them all
 SHOWN = 80  # characters of what is left out
-
-_TAG_IN_TEMPLATE = re.compile(r"<[^<>\s'\"]{1,40}>|\[[^\[\]\s'\"]{1,40}\]")
 
 
 class Rendered(NamedTuple):
@@ -103,9 +95,9 @@ class Completeness:
         Raises:
             BadRow: what is left out, and what can be done.
         """
-        if self._is_proven(rendered, _uncut):
+        if self._is_proven(rendered, uncut):
             return
-        cut = _cut_at(template)
+        cut = cut_at_tags(template)
         if self._is_proven(rendered, cut):
             return
         for number, part in enumerate(parts_of(rendered.messages, rendered.tools)):
@@ -114,7 +106,7 @@ class Completeness:
 
     # --- All parts at once -------------------------------------------------------------------
 
-    def _is_proven(self, rendered: Rendered, cut: Callable[[str], list[tuple[int, int]]]) -> bool:
+    def _is_proven(self, rendered: Rendered, cut: Cut) -> bool:
         outline = Outline(rendered, cut)
         key = (rendered.add_generation_prompt, rendered.answers, rendered.first, outline.key)
         if key not in self._skeletons:
@@ -141,10 +133,11 @@ class Completeness:
         if not required <= numbers <= set(range(len(outline.texts))):
             return None
         marked = rendered._replace(messages=messages, tools=tools, text=text)
-        for number, part in enumerate(parts_of(messages, tools)):
-            if _is_switch(part.value) and rendered.requires(part) and self._missing(marked, number, part):
+        for number, part, piece in outline.unmarked(messages, tools):
+            if self._missing(marked, number, part, piece):
                 return None
-        between = MARKS.sub("\0", text).replace("%", "%%").split("\0")
+        starts, ends = [0, *(m.end() for m in found)], [*(m.start() for m in found), len(text)]
+        between = [text[slice(*span)].replace("%", "%%") for span in zip(starts, ends, strict=True)]
         in_order = order == [(number, 0) for number in range(len(outline.texts))]
         return Skeleton("%s".join(between), order, in_order)
 
@@ -155,18 +148,18 @@ class Completeness:
         rendered: Rendered,
         number: int,
         part: Part,
-        cut: Callable[[str], list[tuple[int, int]]],
+        cut: Cut,
         template: str,
     ) -> None:
         if not self._missing(rendered, number, part):
             return
         pieces = cut(part.value) if isinstance(part.value, str) else [None]
         for piece in pieces:
-            if piece and not rendered.requires(part, end=piece[1]):
+            if piece and not rendered.requires(part, piece.end):
                 continue
             missing = self._missing(rendered, number, part, piece)
             if missing:
-                thought = bool(piece) and piece[1] <= thought_end(part.value)
+                thought = bool(piece) and piece.end <= thought_end(part.value)
                 shown = (
                     ""
                     if f"'{missing}'" in part.place or f"`{missing}`" in part.place
@@ -175,15 +168,13 @@ class Completeness:
                 advice = _advice(part, thought, template)
                 raise BadRow(f"the chat template leaves out {part.place}{shown}; {advice}")
 
-    def _missing(
-        self, rendered: Rendered, number: int, part: Part, piece: tuple[int, int] | None = None
-    ) -> str:
+    def _missing(self, rendered: Rendered, number: int, part: Part, piece: Piece | None = None) -> str:
         """What of a part, or of a piece of its text, does not stand in the rendered text; "" for nothing."""
         value = part.value
-        text = value[slice(*piece)] if piece else value
+        text = value[piece.start : piece.end] if piece else value
         forms = {_squeezed(form) for form in _forms(text)}
         mark = _mark_unlike(forms)
-        new = value[: piece[0]] + mark + value[piece[1] :] if piece else mark
+        new = value[: piece.start] + mark + value[piece.end :] if piece else mark
         other = with_part(rendered.messages, rendered.tools, number, new)
         real = _squeezed(rendered.text)
         try:
@@ -201,23 +192,18 @@ class Completeness:
 class Outline:
     """A conversation's shape, and the texts that fill it.
 
-    cut: where each text is cut into pieces, as pairs of positions; what is between them, such as tags that
-    the template looks for, belongs to the shape. key: the same for conversations of the same shape.
+    cut: where each text is cut into pieces; tags, and what is between the pieces, belong to the shape, and so
+    do truth values. key: the same for conversations of the same shape.
     """
 
-    def __init__(self, rendered: Rendered, cut: Callable[[str], list[tuple[int, int]]]):
+    def __init__(self, rendered: Rendered, cut: Cut):
         self.texts: list[str] = []
         self._rendered, self._cut = rendered, cut
         self._required: set[int] = set()
         self._conversation = None
         roles = tuple(message["role"] for message in rendered.messages)
         texts = [message["content"] for message in rendered.messages if len(message) == 2]
-        if (
-            cut is _uncut
-            and rendered.tools is None
-            and len(texts) == len(roles)
-            and all(map(_is_text, texts))
-        ):
+        if cut is uncut and rendered.tools is None and len(texts) == len(roles) and all(map(_is_text, texts)):
             self.key, self.texts = roles, texts  # the usual row
         else:
             self._conversation = self._marked()
@@ -229,6 +215,17 @@ class Outline:
             self._conversation = self._marked()
         return (*self._conversation, self._required)
 
+    def unmarked(self, messages: list[Message], tools: Tools) -> Iterator[tuple[int, Part, Piece | None]]:
+        """The parts, and pieces of parts, that must be written and have no mark. Of the marked conversation."""
+        for number, part in enumerate(parts_of(messages, tools)):
+            if _is_switch(part.value):
+                if self._rendered.requires(part):
+                    yield number, part, None
+            elif isinstance(part.value, str):
+                for piece in self._cut(part.value):
+                    if piece.is_tag and self._rendered.requires(part, piece.end):
+                        yield number, part, piece
+
     def _marked(self) -> tuple[list[Message], Tools]:
         self.texts = []
         return rewritten(self._rendered.messages, self._rendered.tools, self._mark)
@@ -239,7 +236,9 @@ class Outline:
         if not isinstance(part.value, str):
             return NUMBER_MARK + self._number(str(part.value), self._rendered.requires(part))
         new, position = [], 0
-        for start, end in self._cut(part.value):
+        for start, end, is_tag in self._cut(part.value):
+            if is_tag:
+                continue
             number = self._number(part.value[start:end], self._rendered.requires(part, end))
             new += [part.value[position:start], TEXT_MARK.format(number)]
             position = end
@@ -254,33 +253,6 @@ class Outline:
 
 
 # --- Texts ---------------------------------------------------------------------------------------
-
-
-def _uncut(text: str) -> list[tuple[int, int]]:
-    return [(0, len(text))]
-
-
-@lru_cache(maxsize=64)
-def _cut_at(template: str) -> Callable[[str], list[tuple[int, int]]]:
-    """Cuts texts at the tags that the template names, for which it may look in them, and around thoughts."""
-    named = sorted(set(_TAG_IN_TEMPLATE.findall(template)), key=len, reverse=True)
-    tags = re.compile("|".join([*map(re.escape, named), f"(?i:{THOUGHT_TAG})"]))
-
-    def cut(text: str) -> list[tuple[int, int]]:
-        """The pieces between the tags, without the white space around them."""
-        return list(_pieces(text, tags))
-
-    return cut
-
-
-def _pieces(text: str, tags: re.Pattern) -> Iterator[tuple[int, int]]:
-    position = 0
-    for start, end in [*(tag.span() for tag in tags.finditer(text)), (len(text), len(text))]:
-        piece = text[position:start]
-        if core := piece.strip():
-            begin = position + piece.index(core)
-            yield begin, begin + len(core)
-        position = end
 
 
 def _is_text(value: Any) -> bool:
@@ -315,13 +287,12 @@ def _forms(value: Any) -> Iterator[str]:
 
 
 def _mark_unlike(forms: set[str]) -> str:
-    """A mark whose first and last letter no form of a text begins or ends with.
+    """A mark of a letter that is in no form of a text.
 
-    So what it has in common with the text is not taken for what stands before or after both.
+    So what the mark has in common with the text is not taken for what stands before or after both, even
+    where a template takes a piece of each.
     """
-    ends = {form[:1].lower() for form in forms} | {form[-1:].lower() for form in forms}
-    letter = next(letter for letter in "qxzjkvwyghbpdfmu" if letter not in ends)
-    return f"{letter}7{letter}9{letter}4{letter}"
+    return 8 * next(letter for letter in LETTERS if not any(letter in form for form in forms))
 
 
 def _is_there_as_often(forms: set[str], text: str, rendered: Rendered) -> bool:

@@ -1,6 +1,5 @@
 """The parts of a conversation that a chat template has to write: its texts, tools and tool calls."""
 
-import re
 from collections.abc import Callable
 from itertools import count
 from typing import Any, NamedTuple
@@ -9,16 +8,6 @@ from axolotl_aot.data.rows import Message
 
 # The properties of a message that hold what the assistant thought.
 REASONING = ("reasoning_content", "reasoning", "thinking")
-
-# Where a thought begins or ends within a content: <think>, </think>, [THINK], <|end_of_thought|>, ...
-_WORD = r"(?:think|thought|reason)[\w:]*"
-THOUGHT_TAG = (
-    rf"</?(?:\w+:)?{_WORD}>|\[/?{_WORD}\]|<\|/?(?:(?:begin|start|end)_(?:of_)?)?{_WORD}\|>"
-    r"|<\|channel>|<channel\|>|◁/?think▷"
-)
-_THOUGHT_END = re.compile(
-    rf"</(?:\w+:)?{_WORD}>|\[/{_WORD}\]|<\|(?:/|end_(?:of_)?){_WORD}\|>|<channel\|>|◁/think▷", re.IGNORECASE
-)
 
 
 class Part(NamedTuple):
@@ -33,11 +22,6 @@ class Part(NamedTuple):
     message: int | None
     role: str | None
     name: str
-
-
-def thought_end(text: str) -> int:
-    """Where the last thought within a text ends; 0 where there is none."""
-    return max((tag.end() for tag in _THOUGHT_END.finditer(text)), default=0)
 
 
 def rewritten(

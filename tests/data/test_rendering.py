@@ -365,7 +365,14 @@ LEFT_OUT = {
     "last line": (SUM, "It is:\n4", None, jinja(LAST_LINE), r"`content` .*: 'It is:\\n4'"),
     "cut": (SUM, "It is four, as ever.", None, jinja("{{ m.content[:12] }}"), "`content` .*: 'as ever.'"),
     "tags": (SUM, "It <b>is</b> 4.", None, jinja("{{ m.content | striptags }}"), "`content` .*: 'It <b>is"),
-    "one turn": (
+    "a tag": (
+        SUM,
+        "It <b>is</b> 4.",
+        None,
+        jinja("{{ m.content | replace('<b>', '') }}"),
+        r"`content` of a message of `assistant` \(message 2 of 2\): '<b>'",
+    ),
+    "a turn": (
         [SYSTEM, SUM, {"role": "assistant", "content": "It is 2."}, POSED],
         "4",
         None,
@@ -466,6 +473,7 @@ MOVED = {
     "earlier thought": ([SUM, EARLIER, POSED], "<think>one</think>4", None, "qwen3", {}),
     "earlier property": ([SUM, EARLIER_PROPERTY, POSED], "4", None, "chatml", {}),
     "space": ([{"role": "user", "content": "\n 2 + 2? \n"}], "\n\n 4 \n", None, "llama3", {}),
+    "nothing cut": (SUM, "44", None, jinja("{{ m.content[:6] }}"), {}),
     "tags": (SUM, "a <b> c[0] </b> <|im_end|> %s [INST]\n {% raw %}", None, "chatml", {}),
     "system last": (
         [SYSTEM, SUM],

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from axolotl_aot.data.completeness import Completeness, Rendered
+from axolotl_aot.data.completeness import Completeness
 from axolotl_aot.data.prefixes import common_length
 from axolotl_aot.data.rows import BadRow, Example, Message
+from axolotl_aot.data.skeletons import Rendered
 from axolotl_aot.data.templates import Template, template_for
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jinja2 import TemplateError
 
 from axolotl_aot.data.completeness import Completeness
+from axolotl_aot.data.parts import REASONING
 from axolotl_aot.data.prefixes import common_length
 from axolotl_aot.data.rows import BadRow, Example, Message
 from axolotl_aot.data.skeletons import Rendered
@@ -203,8 +204,9 @@ def _attempts(messages: list[Message]) -> list[list[Message]]:
 def _probes(example: Example) -> list[Message]:
     """Made-up answers to compare with, without a thought and, where the example has thoughts, with one."""
     text = {"role": "assistant", "content": PROBE}
-    thinks = any(message.get("reasoning_content") for c in example.completions for message in c)
-    return [text, {**text, "reasoning_content": PROBE}] if thinks else [text]
+    answers = [message for c in example.completions for message in c]
+    thoughts = {name: PROBE for name in REASONING if any(answer.get(name) for answer in answers)}
+    return [text, {**text, **thoughts}] if thoughts else [text]
 
 
 def _no_prefix(prompt: str, whole: str) -> str:

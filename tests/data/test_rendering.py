@@ -488,6 +488,13 @@ MOVED = {
     "nothing but JSON": (SUM, '{"a": 4}', None, jinja(JSON_ONLY), {}),
     "tool": (SUM, "4", SEARCH, jinja(tool="{{ tool.function }}"), {}),
     "tool, quoted": (SUM, "4", [{**SEARCH[0]["function"], "description": 'It\'s "it"\n'}], "qwen_25", {}),
+    "like marks": (
+        {"role": "user", "content": 'aotq000001"z 73109000000 \0 %s'},
+        'aotq000000"z',
+        [{**SEARCH[0]["function"], "parameters": {"description": 'aotq000009"z \0', "properties": {}}}],
+        "qwen_25",
+        {},
+    ),
     "call, Python": (SUM, calling(**NESTED), None, jinja(call="{{ call }}"), {}),
     "call, twice JSON": (SUM, calling(**NESTED), None, jinja(call="{{ call | tojson | tojson }}"), {}),
     "call, sorted": (SUM, calling(**NESTED), None, jinja(call="{{ call.name }}" + SORTED), {}),

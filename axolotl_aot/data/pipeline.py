@@ -27,7 +27,7 @@ from axolotl_aot.data.rendering import Renderer
 from axolotl_aot.data.row_counts import RowCounts, table
 from axolotl_aot.data.sources import load_rows
 from axolotl_aot.data.splitting import count_prompts, shared_prompts, split_by_prompt
-from axolotl_aot.data.templates import template_of
+from axolotl_aot.data.templates import Template, template_of
 from axolotl_aot.data.types import parse
 from axolotl_aot.errors import AOTDataError
 from axolotl_aot.samples import SAMPLE_TYPES
@@ -245,7 +245,7 @@ class Pipeline:
     def _too_long(self) -> str:
         return (self.cfg.excess_length_strategy or "drop").lower()
 
-    def _template(self, where: str, entry: Entry) -> str | None:
+    def _template(self, where: str, entry: Entry) -> Template | None:
         """The chat template of an entry; None where its rows are text already."""
         try:
             return template_of(entry, self.cfg, self.tokenizer)

@@ -1,12 +1,16 @@
 """From messages to text by a chat template, and from text to tokens."""
 
 import logging
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from axolotl_aot.data.completeness import Completeness
+from axolotl_aot.data.parts import REASONING
+from axolotl_aot.data.prefixes import common_length
 from axolotl_aot.data.rows import BadRow, Example, Message
+from axolotl_aot.data.skeletons import Rendered
+from axolotl_aot.data.templates import Template, template_for
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase
@@ -33,13 +37,17 @@ class Text(NamedTuple):
 class Renderer:
     """Makes text of examples: of messages by the chat template; text is taken as it is.
 
-    template: the chat template; None where the examples are text. kwargs: of `chat_template_kwargs`.
+    template: the chat template, or the tokenizer's named ones; None where the examples are text. kwargs: of
+    `chat_template_kwargs`.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", template: str | None, kwargs: dict[str, Any]):
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", template: Template | None, kwargs: dict[str, Any]
+    ):
         self.tokenizer = tokenizer
         self.template = template
         self.kwargs = kwargs
+        self._completeness = Completeness(self._render)
         self._warned = False
 
     def text(self, example: Example) -> Text:
@@ -53,12 +61,26 @@ class Renderer:
             return self._plain(example.prompt, example.completions)
         if not example.prompt:
             raise BadRow("the prompt is empty: there is no message before the completion")
-        prompt = self._render(example.prompt, example.tools, add_generation_prompt=True)
+        asking = self._render(example.prompt, example.tools, add_generation_prompt=True)
         wholes = [self._render([*example.prompt, *c], example.tools) for c in example.completions]
+        prompt = asking
         for whole in wholes:
             prompt = self._prefix(prompt, whole, example)
-        _require_all_there(example, prompt, [whole[len(prompt) :] for whole in wholes])
+        self._require_all_there(example, asking, wholes)
         return Text(prompt, wholes, special=False)
+
+    def _require_all_there(self, example: Example, asking: str, wholes: list[str]) -> None:
+        """Refuse an example of which the template leaves something out: it would be trained without that."""
+        template = template_for(self.template, self.tokenizer, example.tools)
+        start = len(example.prompt)
+        self._completeness.require(
+            Rendered(example.prompt, example.tools, asking, True, answers=start, first=0), template
+        )
+        for completion, whole in zip(example.completions, wholes, strict=True):
+            messages = [*example.prompt, *completion]
+            self._completeness.require(
+                Rendered(messages, example.tools, whole, False, answers=start, first=start), template
+            )
 
     def _prefix(self, prompt: str, whole: str, example: Example) -> str:
         """The part of the prompt that the whole text begins with; it must hold all of the prompt's messages.
@@ -71,7 +93,7 @@ class Renderer:
         # the answer may by chance begin like the text that asks for one: made-up answers do not, and show
         # where the template's own text differs
         others = [self._render([*example.prompt, probe], example.tools) for probe in _probes(example)]
-        length = min(_common_length(prompt, text) for text in (whole, *others))
+        length = min(common_length(prompt, text) for text in (whole, *others))
         if length <= len(self._render(example.prompt, example.tools)):
             raise BadRow(_no_prefix(prompt, whole))
         if not self._warned:
@@ -106,7 +128,7 @@ class Renderer:
         return self.tokenizer.apply_chat_template(
             messages,
             tools=tools,
-            chat_template=self.template,
+            chat_template=template_for(self.template, self.tokenizer, tools),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             **self.kwargs,
@@ -140,7 +162,7 @@ def tokenize(tokenizer: "PreTrainedTokenizerBase", texts: list[Text]) -> list[To
         # completions share their prompt's tokens: as many as all of the whole texts begin with
         first, length = wholes[0]
         for ids, end in wholes[1:]:
-            length = _common_length(first[:length], ids[:end])
+            length = common_length(first[:length], ids[:end])
         tokens.append(Tokens(first[:length], [ids[length:] for ids, _ in wholes]))
     return tokens
 
@@ -154,7 +176,7 @@ def _splits(
     ids = encoded["input_ids"]
     if not tokenizer.is_fast:
         prompt_ids = tokenizer(prompts, **options)["input_ids"]
-        return [(whole, _common_length(whole, prompt)) for whole, prompt in zip(ids, prompt_ids, strict=True)]
+        return [(whole, common_length(whole, prompt)) for whole, prompt in zip(ids, prompt_ids, strict=True)]
     return [
         (ids[i], _end(encoded, i, len(prompt), len(whole)))
         for i, (whole, prompt) in enumerate(zip(wholes, prompts, strict=True))
@@ -172,14 +194,6 @@ def _end(encoded: "BatchEncoding", i: int, prompt: int, whole: int) -> int:
     return end
 
 
-def _common_length(first: Sequence, second: Sequence) -> int:
-    """How many items two sequences have in common from the beginning."""
-    shorter = min(len(first), len(second))
-    if first[:shorter] == second[:shorter]:
-        return shorter
-    return next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-
-
 def _attempts(messages: list[Message]) -> list[list[Message]]:
     """The messages; and, for templates that fail on null content, the same with empty text in its place."""
     if all(message["content"] is not None for message in messages):
@@ -190,54 +204,13 @@ def _attempts(messages: list[Message]) -> list[list[Message]]:
 def _probes(example: Example) -> list[Message]:
     """Made-up answers to compare with, without a thought and, where the example has thoughts, with one."""
     text = {"role": "assistant", "content": PROBE}
-    thinks = any(message.get("reasoning_content") for c in example.completions for message in c)
-    return [text, {**text, "reasoning_content": PROBE}] if thinks else [text]
-
-
-def _require_all_there(example: Example, prompt: str, completions: list[str]) -> None:
-    """Refuse an example of which the template leaves something out: it would be trained without that.
-
-    Of each text the last line is looked for, as templates strip and split texts. What the assistant thought
-    in earlier turns may be missing: many templates leave that out on purpose.
-    """
-    for tool in example.tools or ():
-        name = tool.get("function", tool).get("name")
-        if name and name not in prompt:
-            raise BadRow(f"the chat template leaves out the tool {name!r}; choose another chat_template")
-    for message in example.prompt:
-        parts = {"tool_calls": _names(message)}
-        if message["role"] != "assistant":
-            parts["content"] = [message["content"]]
-        _require(parts, prompt, message)
-    for completion, text in zip(example.completions, completions, strict=True):
-        for message in completion:
-            thought = [message.get("reasoning_content")]
-            parts = {
-                "tool_calls": _names(message),
-                "content": [message["content"]],
-                "reasoning_content": thought,
-            }
-            _require(parts, text, message)
-
-
-def _require(parts: dict[str, list[str | None]], text: str, message: Message) -> None:
-    for name, values in parts.items():
-        for value in values:
-            last = value.strip().splitlines()[-1:] if isinstance(value, str) else []
-            if last and last[0].strip() not in text:
-                raise BadRow(
-                    f"the chat template leaves out the `{name}` of a message of `{message['role']}`; choose "
-                    "another chat_template, or map it with message_property_mappings"
-                )
-
-
-def _names(message: Message) -> list[str | None]:
-    """The names of the tools that a message calls."""
-    return [call.get("function", call).get("name") for call in message.get("tool_calls") or ()]
+    answers = [message for c in example.completions for message in c]
+    thoughts = {name: PROBE for name in REASONING if any(answer.get(name) for answer in answers)}
+    return [text, {**text, **thoughts}] if thoughts else [text]
 
 
 def _no_prefix(prompt: str, whole: str) -> str:
-    same = _common_length(prompt, whole)
+    same = common_length(prompt, whole)
     return (
         "the chat template renders the whole conversation in another way than its prompt, so that the "
         f"completion cannot be told from it. They are equal for {same} characters; then the prompt goes on "

@@ -1,12 +1,15 @@
 """Chat templates that axolotl ships, each with a tokenizer that knows its family's special tokens."""
 
-from typing import NamedTuple
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from axolotl.utils.chat_templates import get_chat_template
+from datasets import Dataset
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny import WORDS, make_tokenizer
+from tests.tiny import WORDS, make_tokenizer, write_jsonl
 
 
 class Family(NamedTuple):
@@ -53,3 +56,32 @@ def tokenizer_of(family: Family) -> PreTrainedTokenizerFast:
     backend.post_processor = processors.Sequence([trimming, backend.post_processor])
     tokenizer.chat_template = get_chat_template(family.template)
     return tokenizer
+
+
+def prepare_with(
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[dict],
+    config: dict[str, Any],
+    load,
+    folder: Path,
+    **options: Any,
+) -> Dataset:
+    """The training set of rows, in their order, as axolotl's commands load it.
+
+    config: of the run, with its `rl`. load: the fixture. folder: for files. options: of the entry.
+    """
+    from axolotl.common.datasets import load_preference_datasets
+
+    shutil.rmtree(folder / "tokenizer", ignore_errors=True)  # templates of an earlier call
+    tokenizer.save_pretrained(folder / "tokenizer")
+    path = write_jsonl(folder / "rows.jsonl", rows)
+    config = {
+        "tokenizer_config": str(folder / "tokenizer"),
+        "shuffle_merged_datasets": False,
+        "skip_prepare_dataset": True,
+        "datasets": [{"path": str(path), **options}],
+        **config,
+        "sequence_len": 2048,
+        "special_tokens": None,
+    }
+    return load_preference_datasets(cfg=load(config)).train_dataset

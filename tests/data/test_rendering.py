@@ -5,8 +5,8 @@ from axolotl.utils.chat_templates import get_chat_template
 
 from axolotl_aot.data.rendering import Renderer, Text, tokenize
 from axolotl_aot.data.rows import BadRow, Example
-from tests.data.families import FAMILIES, tokenizer_of
-from tests.tiny import write_jsonl
+from axolotl_aot.errors import AOTDataError
+from tests.data.families import FAMILIES, Family, prepare_with, tokenizer_of
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Red or blue?"}
@@ -103,24 +103,10 @@ def test_tokens_are_the_templates(family, name):
 @pytest.fixture
 def prepare(load, base_config, tmp_path):
     """The training set of rows, in their order, as axolotl's commands load it with a family's tokenizer."""
-    from axolotl.common.datasets import load_preference_datasets
 
-    def prepare(family, rows: list[dict], rl: str, **options):
-        folder = tmp_path / "tokenizer"
-        tokenizer_of(family).save_pretrained(folder)
-        path = write_jsonl(tmp_path / "rows.jsonl", rows)
-        config = {
-            **base_config,
-            "rl": rl,
-            "tokenizer_config": str(folder),
-            "special_tokens": None,
-            "chat_template": family.template,
-            "sequence_len": 2048,
-            "shuffle_merged_datasets": False,
-            "skip_prepare_dataset": True,
-            "datasets": [{"path": str(path), **options}],
-        }
-        return load_preference_datasets(cfg=load(config)).train_dataset
+    def prepare(family, rows: list[dict], rl: str, keys: dict | None = None, **options):
+        config = {**base_config, "rl": rl, "chat_template": family.template}
+        return prepare_with(tokenizer_of(family), rows, {**config, **(keys or {})}, load, tmp_path, **options)
 
     return prepare
 
@@ -306,3 +292,249 @@ def test_texts_are_tokenized_in_order():
     ]
     (first, _), (second, _) = tokenize(tokenizer, texts)
     assert (tokenizer.decode(first), tokenizer.decode(second)) == ("<s>red?", "blue?")
+
+
+# --- What a template leaves out, and what it only moves ------------------------------------------
+
+SUM = {"role": "user", "content": "2 + 2?"}
+SEARCH = [
+    {
+        "type": "function",
+        "function": {
+            "name": "search",
+            "description": "Looks it up.",
+            "parameters": {"type": "object", "properties": {"place": {"type": "string"}}},
+        },
+    }
+]
+TEMPLATE = (
+    "{% for tool in tools or [] %}TOOL{% endfor %}{% for m in messages %}<{{ m.role }}>CONTENT"
+    "{% for call in m.tool_calls or [] %}{% set call = call.function %}CALL{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def jinja(content="{{ m.content }}", tool="{{ tool | tojson }}", call="{{ call | tojson }}") -> str:
+    """A chat template that writes contents, tools and tool calls in a way of its own."""
+    return TEMPLATE.replace("CONTENT", content).replace("TOOL", tool).replace("CALL", call)
+
+
+def calling(**arguments) -> dict:
+    function = {"name": "search", "arguments": arguments}
+    return {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+
+
+FIRST_LINE, LAST_LINE = "{{ m.content.split('\n')[0] }}", "{{ m.content.split('\n') | last }}"
+NO_ARGUMENTS = "{{ call.name }}"
+NO_TRUTH = NO_ARGUMENTS + (
+    "{% for k, v in call.arguments | dictsort %}{{ k }}={{ v if v is not boolean }}{% endfor %}"
+)
+POSED = {"role": "user", "content": "2 + 2? Add two and two, search a place, looks it up: 2, True, false"}
+# what the rows' prompt, chosen answer and tools are, the template, and what the error says is left out
+LEFT_OUT = {
+    "thought": (
+        SUM,
+        "<think>\ntwo and two\n</think>\n\n4",
+        None,
+        "deepseek_v3",
+        "`content` .*: 'two and two'",
+    ),
+    "thought said": (
+        POSED,
+        "<think>two and two</think>4",
+        None,
+        "deepseek_v3",
+        "`content` .*: 'two and two'",
+    ),
+    "thought shown never": (
+        SUM,
+        "<think>two and two</think>4",
+        None,
+        "exaone4",
+        "`content` .*`chat_template_kwargs`",
+    ),
+    "channel": (SUM, "<|channel>thought\ntwo and two<channel|>4", None, "gemma4", "`content` .*two and two'"),
+    "property": (
+        SUM,
+        {"content": "4", "thinking": "two and two"},
+        None,
+        "qwen3",
+        "`thinking` .*: 'two and two'",
+    ),
+    "first line": (POSED, "It is:\n2", None, jinja(FIRST_LINE), "`content` of a message of `assistant` .*2'"),
+    "last line": (SUM, "It is:\n4", None, jinja(LAST_LINE), r"`content` .*: 'It is:\\n4'"),
+    "cut": (SUM, "It is four, as ever.", None, jinja("{{ m.content[:12] }}"), "`content` .*: 'as ever.'"),
+    "tags": (SUM, "It <b>is</b> 4.", None, jinja("{{ m.content | striptags }}"), "`content` .*: 'It <b>is"),
+    "a tag": (
+        SUM,
+        "It <b>is</b> 4.",
+        None,
+        jinja("{{ m.content | replace('<b>', '') }}"),
+        r"`content` of a message of `assistant` \(message 2 of 2\): '<b>'",
+    ),
+    "a turn": (
+        [SYSTEM, SUM, {"role": "assistant", "content": "It is 2."}, POSED],
+        "4",
+        None,
+        jinja("{% if m.role != 'assistant' or loop.last %}{{ m.content }}{% endif %}"),
+        r"`content` of a message of `assistant` \(message 3 of 4\): 'It is 2.'",
+    ),
+    "system": (
+        [SYSTEM, {"role": "user", "content": "Be brief. 2 + 2?"}],
+        "4",
+        None,
+        jinja("{{ m.content if m.role != 'system' }}"),
+        r"`content` of a message of `system` .*: 'Be brief.'; .*`drop_system_message: true`",
+    ),
+    "tools": (POSED, "4", SEARCH, "chatml", "the tool 'search'"),
+    "description": (
+        POSED,
+        "4",
+        SEARCH,
+        jinja(tool="{{ tool.function.name }}"),
+        "description of the tool 'search'",
+    ),
+    "parameter": (
+        POSED,
+        "4",
+        SEARCH,
+        jinja(tool="{{ tool.function.name }}{{ tool.function.description }}"),
+        "the parameter 'place' of the tool 'search'",
+    ),
+    "call": (POSED, calling(place="x"), None, "chatml", "`tool_calls` .*, the tool 'search'"),
+    "argument": (
+        POSED,
+        calling(place=2),
+        None,
+        jinja(call=NO_ARGUMENTS),
+        "`tool_calls` .*the argument `place` of 'search'",
+    ),
+    "value": (
+        POSED,
+        calling(place=True),
+        None,
+        jinja(call=NO_TRUTH),
+        "`tool_calls` .*the argument `place` of 'search': 'True'",
+    ),
+}
+
+
+def pair(prompt, chosen, tools) -> dict:
+    """A row of a pair whose rejected answer no template can spoil."""
+    chosen = chosen if isinstance(chosen, dict) else {"content": chosen}
+    prompt = prompt if isinstance(prompt, list) else [prompt]
+    row = {"messages": prompt, "chosen": {"role": "assistant", **chosen}}
+    return {
+        **row,
+        "rejected": {"role": "assistant", "content": "Five."},
+        **({"tools": tools} if tools else {}),
+    }
+
+
+def entry_of(template: str) -> dict:
+    if "{" in template:
+        return {"type": "chat_template", "chat_template": "jinja", "chat_template_jinja": template}
+    return {"type": "chat_template", "chat_template": template}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "tools", "template", "message"), LEFT_OUT.values(), ids=LEFT_OUT
+)
+def test_what_is_left_out_is_shown(prepare, prompt, chosen, tools, template, message):
+    rows = [pair(SUM, "4", None), pair(prompt, chosen, tools)]
+    with pytest.raises(AOTDataError, match=f"row 2: the chat template leaves out (the )?{message}"):
+        prepare(FAMILIES["chatml"], rows, "aot", **entry_of(template))
+
+
+SWITCHED = {"chat_template_kwargs": {"skip_think": False}}
+NESTED = {"Zed": 'say "it\'s"', "deep": {"a": [1, "two\n", None, False]}, "n": 2, "x": 2.5, "b": True}
+IF_JSON = "{% if m.content.startswith('{') %}JSON {% endif %}{{ m.content }}"
+JSON_ONLY = (
+    "{% if m.role == 'assistant' and not m.content.startswith('{') and m.content != 'Five.' %}"
+    "{{ raise_exception('no JSON') }}{% endif %}{{ m.content }}"
+)
+EARLIER = {"role": "assistant", "content": "<think>\ntwo and two\n</think>\n\n4"}
+EARLIER_PROPERTY = {"role": "assistant", "content": "4", "reasoning_content": "two and two"}
+SORTED = (
+    "{% for k, v in call.arguments | dictsort %}{{ k }}={{ v if v is string else v | tojson }}{% endfor %}"
+)
+# the rows' prompt, chosen answer and tools, the template, and keys of the YAML
+MOVED = {
+    "thought": (SUM, "<think>two and two</think>4", None, "qwen3", {}),
+    "thought, wide": (SUM, "\n<think>\n\n\n two and\n\ntwo\n</think>   \n\n\n4\n", None, "qwen3_5", {}),
+    "thought, switched on": (SUM, "<think>\ntwo and two</think>4", None, "exaone4", SWITCHED),
+    "thought, twice": (
+        SUM,
+        {"content": "4", "reasoning": "two", "reasoning_content": "two"},
+        None,
+        "qwen3",
+        {},
+    ),
+    "earlier thought": ([SUM, EARLIER, POSED], "<think>one</think>4", None, "qwen3", {}),
+    "earlier property": ([SUM, EARLIER_PROPERTY, POSED], "4", None, "chatml", {}),
+    "space": ([{"role": "user", "content": "\n 2 + 2? \n"}], "\n\n 4 \n", None, "llama3", {}),
+    "nothing cut": (SUM, "44", None, jinja("{{ m.content[:6] }}"), {}),
+    "tags": (SUM, "a <b> c[0] </b> <|im_end|> %s [INST]\n {% raw %}", None, "chatml", {}),
+    "system last": (
+        [SYSTEM, SUM],
+        "4",
+        None,
+        jinja("{{ m.content if m.role != 'system' else '' }}").replace(
+            "{% for m", "{{ messages[0].content if messages[0].role == 'system' }}{% for m"
+        ),
+        {},
+    ),
+    "JSON": (SUM, '{"a": 4}', None, jinja(IF_JSON), {}),
+    "nothing but JSON": (SUM, '{"a": 4}', None, jinja(JSON_ONLY), {}),
+    "tool": (SUM, "4", SEARCH, jinja(tool="{{ tool.function }}"), {}),
+    "tool, quoted": (SUM, "4", [{**SEARCH[0]["function"], "description": 'It\'s "it"\n'}], "qwen_25", {}),
+    "like marks": (
+        {"role": "user", "content": 'aotq000001"z 73109000000 \0 %s'},
+        'aotq000000"z',
+        [{**SEARCH[0]["function"], "parameters": {"description": 'aotq000009"z \0', "properties": {}}}],
+        "qwen_25",
+        {},
+    ),
+    "call, Python": (SUM, calling(**NESTED), None, jinja(call="{{ call }}"), {}),
+    "call, twice JSON": (SUM, calling(**NESTED), None, jinja(call="{{ call | tojson | tojson }}"), {}),
+    "call, sorted": (SUM, calling(**NESTED), None, jinja(call="{{ call.name }}" + SORTED), {}),
+    "result": ([SUM, CALL, {**RESULT, "content": 'It\'s "fine".\n'}], "4", None, "llama4", {}),
+}
+
+
+@pytest.mark.parametrize(("prompt", "chosen", "tools", "template", "keys"), MOVED.values(), ids=MOVED)
+def test_what_is_moved_is_not_left_out(prepare, prompt, chosen, tools, template, keys):
+    row = pair(prompt, chosen, tools)
+    (found,) = prepare(FAMILIES["chatml"], [row], "aot", keys, **entry_of(template))
+    jinja = template if "{" in template else get_chat_template(template)
+    kwargs = {**keys.get("chat_template_kwargs", {}), "chat_template": jinja, "tools": tools}
+    if template == "llama4":  # fails on null content
+        row["messages"] = [{**m, "content": m["content"] or ""} for m in row["messages"]]
+    tokenizer = tokenizer_of(FAMILIES["chatml"])
+    for name in ("chosen", "rejected"):
+        messages = [*row["messages"], row[name]]
+        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **kwargs)
+        assert found["prompt_ids"] + found[f"{name}_ids"] == ids
+
+
+def test_the_mapping_that_an_error_names_keeps_the_thought(prepare):
+    row = pair(SUM, {"content": "4", "thinking": "two and two"}, None)
+    family, mapping = Family("qwen3", []), {"reasoning_content": "thinking"}
+    with pytest.raises(AOTDataError, match=r"mappings: \{reasoning_content: thinking\}"):
+        prepare(family, [row], "aot", type="chat_template")
+    (found,) = prepare(family, [row], "aot", type="chat_template", message_property_mappings=mapping)
+    assert "two and two" in found["chosen"]
+
+
+def test_rows_of_one_shape_are_rendered_no_more_often(monkeypatch):
+    tokenizer = tokenizer_of(FAMILIES["llama3"])
+    counted = []
+    apply = type(tokenizer).apply_chat_template
+    monkeypatch.setattr(
+        type(tokenizer), "apply_chat_template", lambda *a, **k: counted.append(1) or apply(*a, **k)
+    )
+    renderer = Renderer(tokenizer, tokenizer.chat_template, {})
+    for i in range(50):
+        prompt = [SYSTEM, {"role": "user", "content": f" What is {i} <b>[0]</b>?"}]
+        renderer.text(Example(prompt, ([{"role": "assistant", "content": f"\n{i} %s\n"}],), True))
+    assert len(counted) == 2 * 50 + 2

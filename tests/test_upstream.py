@@ -23,6 +23,7 @@ import torch
 from packaging.requirements import Requirement
 from torch import nn
 
+from tests.tiny import write_jsonl
 from tests.upstream import GUARDED, ROOT, TABLE, guards, rows_of
 
 # --- The table -------------------------------------------------------------------------------------
@@ -737,7 +738,7 @@ def test_the_files_of_an_adapter(lora, tiny_model, tmp_path):
 def test_fingerprints_splits_and_saved_data(tmp_path):
     from datasets import Dataset, ReadInstruction
 
-    from axolotl_aot.data.sources import is_saved_dataset
+    from axolotl_aot.data.files.sources import is_saved_dataset
 
     rows = Dataset.from_dict({"x": range(10)})
     mapped = rows.map(lambda row: {"y": row["x"]}, new_fingerprint="ours", load_from_cache_file=False)
@@ -747,6 +748,30 @@ def test_fingerprints_splits_and_saved_data(tmp_path):
     assert not is_saved_dataset(str(tmp_path))
     rows.save_to_disk(str(tmp_path))
     assert is_saved_dataset(str(tmp_path))
+
+
+@guards("datasets", "in JSON, dates become timestamps", "text of files is taken for something else")
+def test_what_datasets_guesses_at(tmp_path):
+    from datasets import DownloadManager, Features, Json, Value, load_dataset, load_dataset_builder
+
+    rows = [{"day": "2024-05-01", "mixed": 5}, {"day": "2024-05-02", "mixed": "5"}]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    dataset = load_dataset("json", data_files=str(path), split="train")
+    assert dataset.info.builder_name == "json"
+    assert dataset.features["day"].dtype.startswith("timestamp")
+    assert isinstance(dataset.features["mixed"], Json) and dataset["mixed"][:] == [5, 5]
+    builder = load_dataset_builder("json", data_files=str(path))
+    assert builder.name == "json"
+    assert DownloadManager().download_and_extract(list(builder.config.data_files["train"])) == [str(path)]
+    table = tmp_path / "rows.csv"
+    table.write_text("a,b\n007,null\n")
+    text = Features({"a": Value("string"), "b": Value("string")})
+    options = {"features": text, "na_filter": False, "keep_default_na": False}
+    assert load_dataset("csv", data_files=str(table), split="train", **options)[0] == {
+        "a": "007",
+        "b": "null",
+    }
+    assert load_dataset("csv", data_files=str(table), split="train")[0] == {"a": 7, "b": None}
 
 
 @guards("tokenizers", "`char_to_token`", "prompts end at the wrong token")

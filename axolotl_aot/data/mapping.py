@@ -10,7 +10,7 @@ from datasets import Features, Value
 from datasets import List as ListOf
 
 from axolotl_aot.data.entry import Entry
-from axolotl_aot.data.rendering import Renderer, Text, Tokens, tokenize
+from axolotl_aot.data.rendering.renderer import Renderer, Text, Tokens, tokenize
 from axolotl_aot.data.rows import ROW_NUMBERS, BadRow, Example
 from axolotl_aot.errors import AOTDataError
 from axolotl_aot.samples import SAMPLE_TYPES

@@ -19,15 +19,15 @@ from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_aot.data.entry import Entry, Source
-from axolotl_aot.data.fingerprint import tokenizer_fingerprint
+from axolotl_aot.data.files.fingerprint import tokenizer_fingerprint
+from axolotl_aot.data.files.prepared import PreparedData, folder_name
+from axolotl_aot.data.files.sources import load_rows
 from axolotl_aot.data.labels import log_label_share, require_both_labels
 from axolotl_aot.data.mapping import PROMPT, STATUS, RowMapper, features
-from axolotl_aot.data.prepared import PreparedData, folder_name
-from axolotl_aot.data.rendering import Renderer
+from axolotl_aot.data.rendering.renderer import Renderer
+from axolotl_aot.data.rendering.templates import Template, template_of
 from axolotl_aot.data.row_counts import RowCounts, table
-from axolotl_aot.data.sources import load_rows
 from axolotl_aot.data.splitting import count_prompts, shared_prompts, split_by_prompt
-from axolotl_aot.data.templates import Template, template_of
 from axolotl_aot.data.types import parse
 from axolotl_aot.errors import AOTDataError
 from axolotl_aot.samples import SAMPLE_TYPES

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
-from axolotl_aot.data.fingerprint import tokenizer_fingerprint
+from axolotl_aot.data.files.fingerprint import tokenizer_fingerprint
 from tests.data.entries import entry
 from tests.tiny import make_pairs, write_jsonl
 

@@ -3,7 +3,7 @@
 import pytest
 from axolotl.utils.chat_templates import get_chat_template
 
-from axolotl_aot.data.rendering import Renderer, Text, tokenize
+from axolotl_aot.data.rendering.renderer import Renderer, Text, tokenize
 from axolotl_aot.data.rows import BadRow, Example
 from axolotl_aot.errors import AOTDataError
 from tests.data.families import FAMILIES, Family, prepare_with, tokenizer_of

@@ -6,7 +6,7 @@ import pytest
 from axolotl.utils.chat_templates import base, get_chat_template
 from jinja2 import TemplateError
 
-from axolotl_aot.data.rendering import Renderer
+from axolotl_aot.data.rendering.renderer import Renderer
 from axolotl_aot.data.rows import BadRow, Example
 from axolotl_aot.errors import AOTDataError
 from tests.data.families import FAMILIES, prepare_with, tokenizer_of

@@ -11,7 +11,7 @@ from axolotl.utils.logging import get_logger
 from pydantic import PrivateAttr, model_validator
 
 from axolotl_aot.data.entry import Entry, LabelledEntry, Source
-from axolotl_aot.data.fingerprint import file_digest
+from axolotl_aot.data.files.fingerprint import file_digest
 from axolotl_aot.data.rows import BadRow, Example, is_blank, not_text, require_field
 from axolotl_aot.data.types.row_text import ROW_ERRORS, Transform, require_text, unread_messages
 from axolotl_aot.errors import AOTDataError

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from axolotl_aot.data.entry import USUAL_COLUMNS, Source
-from axolotl_aot.data.json_columns import encoded, with_json_columns
+from axolotl_aot.data.files.json_columns import encoded, with_json_columns
 from axolotl_aot.data.messages import TemplateEntry
 from axolotl_aot.data.rows import ROW_NUMBERS, BadRow, Example, Message, require_field
 from axolotl_aot.data.thresholds import Cut, Thresholds

@@ -8,7 +8,7 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
 
 from axolotl_aot.data.entry import Entry
-from axolotl_aot.data.reading import CSV, JSON, builder_of, file_type, has_guesses, read_csv, read_json
+from axolotl_aot.data.files.reading import CSV, JSON, builder_of, file_type, has_guesses, read_csv, read_json
 from axolotl_aot.errors import AOTDataError
 
 READERS = {CSV: read_csv, JSON: read_json}

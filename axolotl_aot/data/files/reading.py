@@ -23,7 +23,7 @@ from datasets import (
     load_dataset_builder,
 )
 
-from axolotl_aot.data.json_columns import encoded, with_json_columns
+from axolotl_aot.data.files.json_columns import encoded, with_json_columns
 
 CSV, JSON = "csv", "json"
 TSV_SUFFIX = ".tsv"

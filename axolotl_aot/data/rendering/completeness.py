@@ -15,11 +15,11 @@ from itertools import accumulate
 from string import ascii_letters
 from typing import Any
 
-from axolotl_aot.data.parts import REASONING, Part, parts_of, with_part
-from axolotl_aot.data.pieces import Cut, Piece, cut_at_tags, thought_end, uncut
-from axolotl_aot.data.prefixes import common_length
+from axolotl_aot.data.rendering.parts import REASONING, Part, parts_of, with_part
+from axolotl_aot.data.rendering.pieces import Cut, Piece, cut_at_tags, thought_end, uncut
+from axolotl_aot.data.rendering.prefixes import common_length
+from axolotl_aot.data.rendering.skeletons import Outline, Rendered, Skeleton, Tools, as_json
 from axolotl_aot.data.rows import BadRow, Message
-from axolotl_aot.data.skeletons import Outline, Rendered, Skeleton, Tools, as_json
 
 MAX_SKELETONS = 2_000  # are kept; a table of conversations has few shapes, one with tools may have many
 LETTERS = [*ascii_letters, *map(chr, range(0x1400, 0x1700))]  # and rare ones; a text never has them all

@@ -25,7 +25,7 @@ from datasets import Dataset
 
 from axolotl_aot import __version__
 from axolotl_aot.data.entry import Entry
-from axolotl_aot.data.fingerprint import file_digest
+from axolotl_aot.data.files.fingerprint import file_digest
 from axolotl_aot.data.row_counts import RowCounts
 
 LOG = get_logger(__name__)

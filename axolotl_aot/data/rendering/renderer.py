@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jinja2 import TemplateError
 
-from axolotl_aot.data.completeness import Completeness
-from axolotl_aot.data.parts import REASONING
-from axolotl_aot.data.prefixes import common_length
+from axolotl_aot.data.rendering.completeness import Completeness
+from axolotl_aot.data.rendering.parts import REASONING
+from axolotl_aot.data.rendering.prefixes import common_length
+from axolotl_aot.data.rendering.skeletons import Rendered
+from axolotl_aot.data.rendering.templates import Template, template_for
 from axolotl_aot.data.rows import BadRow, Example, Message
-from axolotl_aot.data.skeletons import Rendered
-from axolotl_aot.data.templates import Template, template_for
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedTokenizerBase

@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from axolotl_aot.data.parts import REASONING, Part, parts_of, rewritten
-from axolotl_aot.data.pieces import Cut, Piece, thought_end, uncut
+from axolotl_aot.data.rendering.parts import REASONING, Part, parts_of, rewritten
+from axolotl_aot.data.rendering.pieces import Cut, Piece, thought_end, uncut
 from axolotl_aot.data.rows import Message
 
 Tools = list[dict[str, Any]] | None

@@ -76,7 +76,7 @@ FLOORS = (
     {"dataset_hook"},
     {"config"},
     {"scoring", "data", "checks"},
-    {"dominance", "quantiles", "errors", "samples", "quickstart"},
+    {"dominance", "quantiles", "errors", "samples", "quickstart", "unread_keys"},
     {"sorting"},
 )
 FLOOR = {place: number for number, places in enumerate(FLOORS) for place in places}

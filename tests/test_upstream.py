@@ -286,8 +286,8 @@ def test_the_keys_that_axolotls_rl_builder_does_not_read(watched):
     from axolotl.core.builders import HFRLTrainerBuilder
     from axolotl.utils.dict import DictDefault
 
-    from axolotl_aot.checks import SUPERVISED_ONLY
     from axolotl_aot.training.run_setup import SAME_NAME
+    from axolotl_aot.unread_keys import SUPERVISED_ONLY
 
     read = set()
 

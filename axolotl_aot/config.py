@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from axolotl_aot.checks import check_best_model, check_beta, check_keys, check_parallelism
+from axolotl_aot.checks import check_best_model, check_beta, check_parallelism
 from axolotl_aot.data.types import parse
 from axolotl_aot.dominance import (
     DOMINANCES,
@@ -27,6 +27,7 @@ from axolotl_aot.dominance import (
 )
 from axolotl_aot.errors import AOTConfigError, closest
 from axolotl_aot.sorting import SORTS
+from axolotl_aot.unread_keys import check_keys
 
 LOG = logging.getLogger(__name__)
 

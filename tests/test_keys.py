@@ -1,7 +1,7 @@
 """Every key of axolotl's schema: used, refused, or harmless; and keys that nobody knows.
 
-The tables stand against the installed schema, and against sources that are not this package's: what is used, axolotl
-reads on the way that a run of `rl: aot...` takes, or its validation makes another key of it, or this package does.
+The tables stand against the installed schema and axolotl's own sources: what is used is read on the way
+that a run of `rl: aot...` takes through them, or by this package; what is refused is not, or to no effect.
 """
 
 import inspect
@@ -18,14 +18,19 @@ from axolotl.utils.schemas.config import AxolotlInputConfig
 from pydantic import BaseModel
 
 import axolotl_aot
-from axolotl_aot.checks import check_keys
 from axolotl_aot.config import AOTInput, translate
 from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.unread_keys import LISTS_OF_ENTRIES, check_keys
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
 
 # --- The tables -----------------------------------------------------------------------------------
 
-# Read in a run, by a command, or while either is prepared.
-USED = """
+# Read in a run, or by a command.
+USED = words("""
 accelerator_config activation_offloading adam_beta1 adam_beta2 adam_beta3 adam_epsilon adam_epsilon2 adapter
 added_tokens_overrides attn_implementation auto_resume_from_checkpoints base_model base_model_config
 batch_size bf16 bfloat16 bnb_config_kwargs chat_template chat_template_jinja chat_template_kwargs
@@ -71,10 +76,10 @@ torchdistx_path trackio_project_name trackio_run_name trackio_space_id trust_rem
 unfrozen_parameters use_comet use_kernels use_mlflow use_onebitllms use_otel_metrics use_ray use_tensorboard
 use_trackio use_wandb val_set_size vllm wandb_entity wandb_log_model wandb_mode wandb_name wandb_project
 wandb_run_id wandb_watch warmup_ratio warmup_steps weight_decay xformers_attention
-""".split()
+""")
 
 # Stops the run by name where it is set to anything but its default, or off.
-REFUSED = """
+REFUSED = words("""
 auto_find_batch_size batch_flattening bench_dataset bench_split center_rewards_coefficient
 chunked_cross_entropy chunked_cross_entropy_num_chunks context_parallel_size cpo_alpha curriculum_sampling
 dataloader_drop_last dataset_keep_in_memory dataset_shard_idx dataset_shard_num device do_bench_eval
@@ -98,14 +103,14 @@ sample_packing_eff_est sample_packing_group_size sample_packing_mp_start_method 
 sequence_parallel_degree simpo_gamma streaming streaming_multipack_buffer_size tensor_parallel_size
 torch_compile torch_compile_backend torch_compile_mode torch_compile_options total_num_tokens
 total_supervised_tokens train_on_inputs trainer_cls trl use_eaft use_pose world_size
-""".split()
+""")
 
-# Nobody would miss what it asks for: it says what a command or axolotl itself has set, it can only be what it is
-# anyway, it is an option of a key that is refused, or (lora_dropout) the log says that it is ignored.
-HARMLESS = """
+# Nobody would miss what it asks for: a command or axolotl itself sets it, it can only be what it is, it is an
+# option of a key that is refused, or (lora_dropout) the log says that it is ignored.
+HARMLESS = words("""
 axolotl_config_path generation_do_sample include_tkps is_preprocess lora_dropout pretrain_multipack_attn
 save_safetensors
-""".split()
+""")
 
 FIELDS = AxolotlInputConfig.model_fields
 
@@ -115,7 +120,7 @@ def test_the_tables_say_of_every_key_what_becomes_of_it():
     assert len(said) == len(set(said)), "a key stands in two tables"
     # keys of another supported version of axolotl may stand here, too
     unsaid = sorted(FIELDS.keys() - set(said))
-    assert not unsaid, f"axolotl has keys of which nothing is said: {unsaid}; say of each: used, refused or harmless"
+    assert not unsaid, f"new keys of axolotl: {unsaid}; say of each: used, refused or harmless"
 
 
 # --- What is refused ------------------------------------------------------------------------------
@@ -130,7 +135,9 @@ def something_else(key: str) -> Any:
 
 
 def values_of(annotation: Any) -> Iterator[Any]:
-    yield from {bool: [True], int: [7], float: [0.7], str: ["x"], Any: ["x"], dict: [{"x": 1}]}.get(annotation, [])
+    yield from {bool: [True], int: [7], float: [0.37], str: ["x"], Any: ["x"], dict: [{"x": 1}]}.get(
+        annotation, []
+    )
     if get_origin(annotation) is Literal:
         yield from get_args(annotation)
     elif get_origin(annotation) is dict:
@@ -186,33 +193,59 @@ ON_THE_WAY = (
     "utils/fp32_norms.py",
     "utils/train.py",
 )
+TABLES = ("unread_keys.py", "checks.py")  # where keys are named that are not read
 # Of these files, which are about supervised fine-tuning as well, the functions that a preference run calls.
 FUNCTIONS = {
-    "axolotl.utils.trainer": ("prepare_optim_env", "setup_fsdp_envs", "setup_parallelism_envs", "setup_trainer"),
+    "axolotl.utils.trainer": (
+        "prepare_optim_env",
+        "setup_fsdp_envs",
+        "setup_parallelism_envs",
+        "setup_trainer",
+    ),
     "axolotl.utils.data.shared": ("merge_datasets", "create_train_validation_split"),
 }
+# What axolotl reads there of the keys that are refused: for another rl or for supervised data, to set it
+# itself, for what is refused with it, or for a trainer that does nothing with it (see `FOREIGN_KEYS`).
+READ_TO_NO_EFFECT = words("""
+chunked_cross_entropy chunked_cross_entropy_num_chunks context_parallel_size cpo_alpha curriculum_sampling
+device dpo_label_smoothing dpo_loss_type dpo_loss_weights dpo_padding_free dpo_use_liger_kernel
+dpo_use_weighting eval_causal_lm_metrics eval_max_new_tokens eval_table_size fix_untrained_tokens
+flash_attn_cross_entropy heads_k_stride include_tokens_per_second kto_desirable_weight kto_undesirable_weight
+layer_offloading local_rank lora_embedding_kernel lora_mlp_kernel lora_o_kernel lora_qkv_kernel num_labels
+orpo_alpha pad_to_multiple_of pretraining_dataset process_reward_model relora reward_model ring_attn_func
+sample_packing simpo_gamma tensor_parallel_size torch_compile torch_compile_backend torch_compile_mode
+torch_compile_options trainer_cls trl world_size
+""")
 # All keys that begin so become environment variables.
-PREFIXES = {"wandb_": "wandb_", "mlflow_": "mlflow_", "comet_": "comet_", "trackio_": "trackio_"}
+PREFIXES = {
+    "wandb_": "wandb_",
+    "hf_mlflow_": "mlflow_",
+    "mlflow_": "mlflow_",
+    "comet_": "comet_",
+    "trackio_": "trackio_",
+}
 # Other keys that axolotl's validation makes of these, or of which it makes something else.
-VALIDATED = """
-deepcompile dataset_processes eager_attention evaluation_strategy flash_attention flex_attention sage_attention
-sdp_attention xformers_attention
-""".split()
+VALIDATED = words("""
+deepcompile dataset_processes eager_attention evaluation_strategy flash_attention flex_attention
+sage_attention sdp_attention xformers_attention
+""")
 
 
-def sources() -> str:
+def sources(ours: bool) -> str:
+    """What reads the keys in a run: axolotl and, with `ours`, this package."""
     files = [path for pattern in ON_THE_WAY for path in sorted(AXOLOTL.glob(pattern))]
     files = [path for path in files if path.name != "config_options.py"]
-    ours = [p for p in Path(axolotl_aot.__file__).parent.rglob("*.py") if p.name not in ("unread_keys.py", "checks.py")]
-    texts = [path.read_text() for path in [*files, *ours]]
+    if ours:
+        files += [path for path in Path(axolotl_aot.__file__).parent.rglob("*.py") if path.name not in TABLES]
+    texts = [path.read_text() for path in files]
     for module, names in FUNCTIONS.items():
         functions = __import__(module, fromlist=names)
         texts += [inspect.getsource(getattr(functions, name)) for name in names]
     return "\n".join(texts)
 
 
-def test_what_is_used_is_read_on_the_way(subtests=None):
-    text = sources()
+def test_what_is_used_is_read_on_the_way():
+    text = sources(ours=True)
     validation = "\n".join(p.read_text() for p in sorted((AXOLOTL / "utils/schemas").glob("*.py")))
     for prefix, module in PREFIXES.items():
         assert f'startswith("{prefix}")' in (AXOLOTL / f"utils/{module}.py").read_text()
@@ -226,26 +259,173 @@ def test_what_is_used_is_read_on_the_way(subtests=None):
     assert not unread
 
 
+def test_what_is_refused_is_not_read_on_the_way_or_to_no_effect():
+    text = sources(ours=False)
+    read = {key for key in REFUSED if re.search(rf"cfg\.{key}\b|[\"']{key}[\"']", text)}
+    assert not read - set(READ_TO_NO_EFFECT), "axolotl reads them now: has their value an effect?"
+
+
+NEEDED = {
+    "adam_beta3": {"optimizer": "came_pytorch"},
+    "adam_epsilon2": {"optimizer": "came_pytorch"},
+    "torchdistx_path": {"optimizer": "adamw_anyprecision"},
+    "cosine_constant_lr_ratio": {"cosine_min_lr_ratio": 0.1},
+    "default_system_message": {"chat_template": "chatml"},
+    "hub_revision": {"hub_model_id": "me/model"},
+    "hub_strategy": {"hub_model_id": "me/model"},
+    "scaling_softmax_bias": {"scaling_softmax": True},
+    "scaling_softmax_factor": {"scaling_softmax": True},
+    "tiled_mlp_num_shards": {"tiled_mlp": True},
+    **{key: {"optimizer": "dion"} for key in USED if key.startswith("dion_")},
+    **{key: {"optimizer": "q_galore_adamw8bit"} for key in USED if key.startswith("qgalore_")},
+}
+
+
+@pytest.mark.parametrize("key", [key for key in (*USED, *HARMLESS) if key not in LISTS_OF_ENTRIES])
+def test_what_is_used_or_harmless_passes(key):
+    if key not in FIELDS:
+        pytest.skip("not a key of the installed axolotl")
+    value = {"even_batches": True} if key == "accelerator_config" else next(values_of(FIELDS[key].annotation))
+    for name in (key, FIELDS[key].alias or key):
+        for rl in ("aot", "aot_unpaired"):
+            check_keys({**NEEDED.get(key, {}), name: value}, rl, AOTInput)
+
+
+@pytest.mark.parametrize("key", NEEDED)
+def test_what_another_key_must_switch_on(load, paired_config, key):
+    (other,) = NEEDED[key]
+    off = {"optimizer": "sgd"} if other == "optimizer" else {}
+    off |= {"lr_scheduler": "cosine"} if key.startswith("cosine") else {}
+    values = [value for value in values_of(FIELDS[key].annotation) if value != FIELDS[key].default]
+    if not values:
+        pytest.skip("can only be switched off")
+    with pytest.raises(AOTConfigError, match=f"`{key}: .* has no effect without .*{other}"):
+        load({**paired_config, **off, key: values[0]})
+
+
+# --- What nobody knows ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"rl_bta": 0.5}, "`rl_bta` is not a key .*'rl_beta'"),
+        ({"num_epoch": 3}, "`num_epoch` .*'num_epochs'"),
+        ({"learning-rate": 1e-4}, "`learning-rate` .*'learning_rate'"),
+        ({"micro_batchsize": 4}, "`micro_batchsize` .*'micro_batch_size'"),
+        ({"Seed": 1}, "`Seed` .*'seed'"),
+        ({"precompute_ref_logprobs": True}, "`precompute_ref_logprobs` .*'precompute_ref_log_probs'"),
+        ({"lora_target_module": ["q_proj"]}, "`lora_target_module` .*'lora_target_modules'"),
+        ({"per_device_train_batch_size": 4}, "`per_device_train_batch_size` .*'micro_batch_size'"),
+        ({"lora_rank": 8}, "`lora_rank` .*'lora_r'"),
+        ({"x-shared": {"path": "data.jsonl"}}, "`x-shared` is not a key .*no effect. Remove it."),
+        ({"my_notes": "of last week"}, "`my_notes` .*Remove it."),
+        ({7: "seven"}, "`7` .*Remove it."),
+        ({"rl_adapter_ref_model": True}, "`rl_adapter_ref_model: True` has no effect.*validation drops it"),
+        ({"max_prompt_len": 3}, "`max_prompt_len: 3` has no effect.*sequence_len"),
+        (
+            {"special_tokens": {"pad_token": "<pad>", "eot_token": "</s>"}},
+            "`special_tokens: eot_token` .*'eos_token'",
+        ),
+        ({"fsdp_config": {"ofload_params": True}}, "`fsdp_config: ofload_params` .*'offload_params'"),
+        ({"accelerator_config": {"even_batch": True}}, "`accelerator_config: even_batch` .*'even_batches'"),
+        ({"peft": {"loftq_config": {"bits": 4}}}, "`peft: loftq_config: bits` .*Known: loftq_bits."),
+        ({"lr_groups": [{"name": "a", "module": ["q"], "lr": 1}]}, "`lr_groups: module` .*'modules'"),
+        ({"dynamic_checkpoint": {"enable": True}}, "`dynamic_checkpoint: enable` .*'enabled'"),
+    ],
+)
+def test_what_nobody_knows_stops_axolotls_own_loading(load, paired_config, more, message):
+    with pytest.raises(AOTConfigError, match=message):
+        load({**paired_config, "base_model": "/nowhere", **more})
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"rl_bta": None},
+        {
+            "model_config": {"anything": 1},
+            "model_kwargs": {"use_cache": False},
+            "model_type": "LlamaForCausalLM",
+        },
+        {"fsdp_config": {"fsdp_offload_params": True, "version": 2}, "fsdp_version": 2},
+        {"optim_args": {"anything": 1}, "lr_scheduler_kwargs": {"anything": 1}},
+        {"trl": None, "vllm": {"port": 8000}},
+        {"trl": {"beta": None, "use_vllm": False}},
+    ],
+)
+def test_what_is_known_or_empty_passes(more):
+    assert translate({"rl": "aot", **more}) == "aot"
+
+
 @pytest.mark.parametrize("rl", ["aot", "aot_unpaired"])
-def test_what_is_used_or_harmless_passes(rl):
-    needed = {
-        "adam_beta3": {"optimizer": "came_pytorch"},
-        "adam_epsilon2": {"optimizer": "came_pytorch"},
-        "torchdistx_path": {"optimizer": "adamw_anyprecision"},
-        "cosine_constant_lr_ratio": {"cosine_min_lr_ratio": 0.1},
-        "default_system_message": {"chat_template": "chatml"},
-        "hub_revision": {"hub_model_id": "me/model"},
-        "hub_strategy": {"hub_model_id": "me/model"},
-        "scaling_softmax_bias": {"scaling_softmax": True},
-        "scaling_softmax_factor": {"scaling_softmax": True},
-        "tiled_mlp_num_shards": {"tiled_mlp": True},
+def test_the_keys_of_axolotls_dpo_examples_pass(rl):
+    usual = """
+    train_on_inputs: false
+    group_by_length: false
+    sample_packing: false
+    eval_sample_packing: false
+    pad_to_sequence_len: false
+    lora_dropout: 0.05
+    local_rank:
+    xformers_attention:
+    flash_attention: true
+    s2_attention:
+    weight_decay: 0.0
+    warmup_steps: 10
+    evals_per_epoch: 4
+    eval_table_size:
+    eval_max_new_tokens: 128
+    saves_per_epoch: 1
+    debug:
+    deepspeed:
+    fsdp:
+    fsdp_config:
+    special_tokens:
+    wandb_project:
+    logging_steps: 1
+    """
+    raw = {**yaml.safe_load(usual), "eval_max_new_tokens": None, "rl": rl}
+    assert translate(raw) == rl
+
+
+def test_what_axolotls_commands_put_into_the_config_passes(load, paired_config, lora):
+    options = {
+        "debug": True,
+        "debug_text_only": True,
+        "debug_num_examples": 2,
+        "prompter": None,
+        "shard": False,
     }
-    of_optimizer = {"dion_": "dion", "qgalore_": "q_galore_adamw8bit"}
-    for key in [*USED, *HARMLESS]:
-        if key in FIELDS and key not in ("datasets", "test_datasets", "accelerator_config"):
-            more = needed.get(key, {})
-            more |= {"optimizer": name for prefix, name in of_optimizer.items() if key.startswith(prefix)}
-            value = next(values_of(FIELDS[key].annotation))
-            check_keys({**more, key: value}, rl, AOTInput)
-            alias = FIELDS[key].alias
-            check_keys({**more, alias or key: value}, rl, AOTInput)
+    of_commands = [
+        options,
+        {**options, "is_preprocess": True, "download": True, "iterable": None},
+        {"merge_lora": True, "load_in_8bit": False, "attn_implementation": None, "fsdp_config": None},
+    ]
+    for more in of_commands:
+        assert load({**paired_config, **lora}, **more).rl.value == "dpo"
+
+
+def test_the_keys_of_other_plugins_are_known_where_they_are_listed(paired_config, monkeypatch):
+    from axolotl.cli.config import prepare_plugins
+    from axolotl.utils.dict import DictDefault
+
+    monkeypatch.setattr(PluginManager.get_instance(), "plugins", {})  # those of other tests stay registered
+    config = {**paired_config, "cut_cross_entropy": False}
+    with pytest.raises(AOTConfigError, match="`cut_cross_entropy` is not a key"):
+        prepare_plugins(DictDefault(config))
+    other = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+    prepare_plugins(DictDefault({**config, "plugins": [*config["plugins"], other]}))
+
+
+def test_a_config_that_axolotl_has_completed_is_not_checked_again(load, paired_config):
+    cfg = load(paired_config)
+    assert cfg.model_config_type == "llama"  # no key of the schema
+    assert translate(cfg) == "aot"  # as on a Ray worker
+
+
+def test_a_report_of_another_rl_leaves_out_what_it_does_not_need():
+    from axolotl_aot.report.comparison import scoring_config
+
+    raw = {"rl": "dpo", "base_model": "x", "dpo_use_weighting": True, "rl_bta": 1, "adam_beta3": 0.9}
+    assert translate(scoring_config({**raw, "datasets": [{"path": "x", "type": "pairs"}]})) == "aot"

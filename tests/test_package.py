@@ -75,8 +75,8 @@ FLOORS = (
     {"report"},
     {"dataset_hook"},
     {"config"},
-    {"scoring", "data", "checks"},
-    {"dominance", "quantiles", "errors", "samples", "quickstart", "unread_keys"},
+    {"scoring", "data", "checks", "unread_keys"},
+    {"dominance", "quantiles", "errors", "samples", "quickstart"},
     {"sorting"},
 )
 FLOOR = {place: number for number, places in enumerate(FLOORS) for place in places}

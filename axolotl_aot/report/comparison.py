@@ -18,7 +18,6 @@ from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
 from axolotl_aot import __version__, config
-from axolotl_aot.checks import without_unread_keys
 from axolotl_aot.dataset_hook import pipeline_of
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.report.compared_models import REFERENCE, score_models, trained_models
@@ -29,6 +28,7 @@ from axolotl_aot.report.statistics import report
 from axolotl_aot.samples import SAMPLE_TYPES, SampleType
 from axolotl_aot.scoring.batches import WEIGHT
 from axolotl_aot.scoring.reference_cache import digest, sequences_of
+from axolotl_aot.unread_keys import without_unread_keys
 
 LOG = get_logger(__name__)
 

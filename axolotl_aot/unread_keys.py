@@ -143,6 +143,7 @@ FOREIGN_KEYS = {
     "dataset_shard_num": "use shards in the entry of datasets",
     "dataset_shard_idx": "use shards_idx in the entry of datasets",
     "eot_tokens": "the tokens that end a turn are those that the chat template writes; remove it",
+    "peft_autocast_adapter_dtype": "TRL makes the adapter, and chooses its precision; remove it",
     "rl_adapter_ref_model": "axolotl's validation drops it, and the reference of an adapter is the model "
     "without it; remove it",
     "float32": "set bf16 and fp16 to false instead",
@@ -161,6 +162,28 @@ FOREIGN_KEYS = {
     "cpo_alpha": _OTHER_LOSS,
 }
 
+OF_ADAPTERS = (
+    "lora_alpha",
+    "lora_alpha_pattern",
+    "lora_fan_in_fan_out",
+    "lora_modules_to_save",
+    "lora_on_cpu",
+    "lora_r",
+    "lora_rank_pattern",
+    "lora_target_linear",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "loraplus_lr_ratio",
+    "peft",
+    "peft_ensure_weight_tying",
+    "peft_init_lora_weights",
+    "peft_layer_replication",
+    "peft_layers_pattern",
+    "peft_layers_to_transform",
+    "peft_trainable_token_indices",
+    "peft_use_dora",
+    "peft_use_rslora",
+)
 # Keys that are read where another key has one of these values only; without values: where it is set.
 NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adam_beta3": ("optimizer", ("came_pytorch",)),
@@ -188,11 +211,18 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "cosine_min_lr_ratio": ("lr_scheduler", ("cosine", "rex")),
     "cosine_constant_lr_ratio": ("cosine_min_lr_ratio", ()),
     "default_system_message": ("chat_template", ("chatml",)),
+    "fp32_norm_classes": ("fp32_norms", ()),
+    "fp8_config": ("fp8", ()),
+    "fp8_enable_fsdp_float8_all_gather": ("fp8", ()),
     "hub_revision": ("hub_model_id", ()),
     "hub_strategy": ("hub_model_id", ()),
+    "loraplus_lr_embedding": ("loraplus_lr_ratio", ()),
+    "model_quantization_config_kwargs": ("model_quantization_config", ()),
+    "profiler_steps_start": ("profiler_steps", ()),
     "scaling_softmax_bias": ("scaling_softmax", ()),
     "scaling_softmax_factor": ("scaling_softmax", ()),
     "tiled_mlp_num_shards": ("tiled_mlp", ()),
+    **dict.fromkeys(OF_ADAPTERS, ("adapter", ())),
 }
 
 # What people know from transformers, TRL and PEFT under another name.
@@ -208,6 +238,9 @@ OTHER_NAMES = {
     "per_device_eval_batch_size": "eval_batch_size",
     "per_device_train_batch_size": "micro_batch_size",
 }
+
+# Keys of which false asks for something, too, other than no value.
+FALSE_IS_A_WISH = ("peft_autocast_adapter_dtype",)
 
 # Options of axolotl's commands, which the command line puts into the config, and what commands add to it.
 OPTIONS = (EvaluateCliArgs, InferenceCliArgs, PreprocessCliArgs, TrainerCliArgs)
@@ -231,10 +264,6 @@ def check_keys(cfg: Mapping[str, Any], rl: str, own: type[BaseModel]) -> None:
     for key, advice in FOREIGN_KEYS.items():
         if _asks_for_something(cfg, key, schema):
             raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect with `rl: {rl}`: {advice}")
-    for key, (other, values) in NEEDS.items():
-        if _asks_for_something(cfg, key, schema) and not _has(cfg, other, values, schema):
-            needed = " or ".join(f"`{other}: {value}`" for value in values) or f"`{other}`"
-            raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect without {needed}; remove it")
     known = _names(schema)
     for key, value in cfg.items():
         if value is not None and key not in known | _allowed():
@@ -248,6 +277,10 @@ def check_keys(cfg: Mapping[str, Any], rl: str, own: type[BaseModel]) -> None:
             _check_nested(key, cfg.get(key), field.annotation)
     known = {field.name for field in fields(AcceleratorConfig)}
     _check_names("accelerator_config", cfg.get("accelerator_config") or {}, known)
+    for key, (other, values) in NEEDS.items():
+        if _asks_for_something(cfg, key, schema) and not _has(cfg, other, values, schema):
+            needed = " or ".join(f"`{other}: {value}`" for value in values) or f"`{other}`"
+            raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect without {needed}; remove it")
 
 
 def without_unread_keys(cfg: Mapping[str, Any], own: type[BaseModel]) -> dict[str, Any]:
@@ -287,7 +320,7 @@ def _asks_for_something(cfg: Mapping[str, Any], key: str, schema: Mapping[str, F
     if isinstance(value, Mapping):
         return any(part not in (None, False) for part in value.values())
     if not value:
-        return False
+        return value is False and key in FALSE_IS_A_WISH
     return key not in schema or value != schema[key].get_default(call_default_factory=True)
 
 

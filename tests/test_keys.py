@@ -58,7 +58,7 @@ lr_scheduler_kwargs max_grad_norm max_memory max_steps mean_resizing_embeddings 
 metric_for_best_model micro_batch_size mlflow_experiment_name mlflow_run_name mlflow_tracking_uri
 model_quantization_config model_quantization_config_kwargs num_dataset_shards_to_save num_epochs optim_args
 optim_target_modules optimizer otel_metrics_host otel_metrics_port output_dir overrides_of_model_config
-overrides_of_model_kwargs peft peft_autocast_adapter_dtype peft_ensure_weight_tying peft_init_lora_weights
+overrides_of_model_kwargs peft peft_ensure_weight_tying peft_init_lora_weights
 peft_layer_replication peft_layers_pattern peft_layers_to_transform peft_trainable_token_indices
 peft_use_dora peft_use_rslora ple_cpu_offload plugins precompute_ref_log_probs processor_kwargs
 processor_type profiler_steps profiler_steps_start push_dataset_to_hub qat qgalore_cos_threshold
@@ -95,6 +95,7 @@ layer_offloading lisa_layers_attribute lisa_n_layers lisa_step_interval local_ra
 lora_mlp_kernel lora_o_kernel lora_qkv_kernel loss_watchdog_patience loss_watchdog_threshold lr_div_factor
 lr_quadratic_warmup max_packed_sequence_len max_prompt_len min_sample_len multipack_real_batches
 neftune_noise_alpha noisy_embedding_alpha num_generation_samples num_labels orpo_alpha pad_to_multiple_of
+peft_autocast_adapter_dtype
 pad_to_sequence_len pose_max_context_len pose_num_chunks pose_split_on_token_ids preprocess_iterable
 pretrain_multipack_buffer_size pretraining_dataset pretraining_sample_concatenation
 process_reward_model relora relora_cpu_offload relora_prune_method relora_prune_ratio reward_model
@@ -164,6 +165,8 @@ def test_what_is_refused_stops_axolotls_own_loading(load, paired_config, unpaire
 
 @pytest.mark.parametrize("key", [*REFUSED, *HARMLESS])
 def test_what_is_off_empty_or_by_default_passes(key):
+    if key == "peft_autocast_adapter_dtype":
+        pytest.skip("off is not what it is by default")
     if key not in FIELDS:
         pytest.skip("not a key of the installed axolotl")
     for value in (None, False, FIELDS[key].get_default(call_default_factory=True)):
@@ -212,9 +215,9 @@ device dpo_label_smoothing dpo_loss_type dpo_loss_weights dpo_padding_free dpo_u
 dpo_use_weighting eval_causal_lm_metrics eval_max_new_tokens eval_table_size fix_untrained_tokens
 flash_attn_cross_entropy heads_k_stride include_tokens_per_second kto_desirable_weight kto_undesirable_weight
 layer_offloading local_rank lora_embedding_kernel lora_mlp_kernel lora_o_kernel lora_qkv_kernel num_labels
-orpo_alpha pad_to_multiple_of pretraining_dataset process_reward_model relora reward_model ring_attn_func
-sample_packing simpo_gamma tensor_parallel_size torch_compile torch_compile_backend torch_compile_mode
-torch_compile_options trainer_cls trl world_size
+orpo_alpha pad_to_multiple_of peft_autocast_adapter_dtype pretraining_dataset process_reward_model relora
+reward_model ring_attn_func sample_packing simpo_gamma tensor_parallel_size torch_compile torch_compile_backend
+torch_compile_mode torch_compile_options trainer_cls trl world_size
 """)
 # All keys that begin so become environment variables.
 PREFIXES = {
@@ -271,11 +274,22 @@ NEEDED = {
     "torchdistx_path": {"optimizer": "adamw_anyprecision"},
     "cosine_constant_lr_ratio": {"cosine_min_lr_ratio": 0.1},
     "default_system_message": {"chat_template": "chatml"},
+    "fp32_norm_classes": {"fp32_norms": True},
+    "fp8_config": {"fp8": True},
+    "fp8_enable_fsdp_float8_all_gather": {"fp8": True},
+    "model_quantization_config_kwargs": {"model_quantization_config": "Mxfp4Config"},
+    "profiler_steps_start": {"profiler_steps": 2},
     "hub_revision": {"hub_model_id": "me/model"},
     "hub_strategy": {"hub_model_id": "me/model"},
     "scaling_softmax_bias": {"scaling_softmax": True},
     "scaling_softmax_factor": {"scaling_softmax": True},
     "tiled_mlp_num_shards": {"tiled_mlp": True},
+    **{
+        key: {"adapter": "lora"}
+        for key in USED
+        if re.match("(lora_(?!model_dir)|peft|loraplus_lr_ratio)", key)
+    },
+    "loraplus_lr_embedding": {"adapter": "lora", "loraplus_lr_ratio": 16},
     **{key: {"optimizer": "dion"} for key in USED if key.startswith("dion_")},
     **{key: {"optimizer": "q_galore_adamw8bit"} for key in USED if key.startswith("qgalore_")},
 }
@@ -293,7 +307,7 @@ def test_what_is_used_or_harmless_passes(key):
 
 @pytest.mark.parametrize("key", NEEDED)
 def test_what_another_key_must_switch_on(load, paired_config, key):
-    (other,) = NEEDED[key]
+    *_, other = NEEDED[key]
     off = {"optimizer": "sgd"} if other == "optimizer" else {}
     off |= {"lr_scheduler": "cosine"} if key.startswith("cosine") else {}
     values = [value for value in values_of(FIELDS[key].annotation) if value != FIELDS[key].default]

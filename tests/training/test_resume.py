@@ -6,6 +6,7 @@ import shutil
 import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
+from tests.conftest import LORA
 from tests.helpers import column
 from tests.tiny import make_pairs, unpair, with_rows
 
@@ -94,7 +95,7 @@ RESTORED = [
         {"lora_target_linear": None, "lora_target_modules": ["q_proj"]},
         r"`lora_target_modules: \['q_proj'\]` \(the checkpoint: \['down_proj', .*\]\)",
     ),
-    ({"adapter": None}, r"`adapter: None` \(the checkpoint: lora\)"),
+    (dict.fromkeys(LORA), r"`adapter: None` \(the checkpoint: lora\)"),
 ]
 
 

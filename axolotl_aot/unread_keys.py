@@ -70,8 +70,6 @@ SUPERVISED_ONLY = (
     "total_supervised_tokens",
     "use_eaft",
 )
-# Keys that axolotl's RL builder does hand on, to a trainer that does not read them.
-_NOT_OF_THE_TRAINER = ("include_tokens_per_second", "layer_offloading")
 _PACKING = (
     "eval_sample_packing",
     "max_packed_sequence_len",
@@ -121,7 +119,6 @@ FOREIGN_KEYS = {
     "kto_desirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
     "kto_undesirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
     **dict.fromkeys(SUPERVISED_ONLY, "axolotl reads it for supervised fine-tuning only; remove it"),
-    **dict.fromkeys(_NOT_OF_THE_TRAINER, "TRL's trainers do not read it; remove it"),
     **dict.fromkeys(_PACKING, "preference data are not packed; see aot_padding_free; remove it"),
     **dict.fromkeys(_PRETRAINING, "preference data are not streamed, and are no pre-training; remove it"),
     **dict.fromkeys(_POSE, "axolotl shifts the positions of supervised data only; remove it"),
@@ -148,6 +145,7 @@ FOREIGN_KEYS = {
     "without it; remove it",
     "float32": "set bf16 and fp16 to false instead",
     "fsdp_final_state_dict_type": "use final_state_dict_type in fsdp_config",
+    "layer_offloading": "TRL's trainers do not read it; remove it",
     "heads_k_stride": "it belongs to context_parallel_size; remove it",
     "ring_attn_func": "it belongs to context_parallel_size; remove it",
     "lr_div_factor": "axolotl does not read it; use lr_scheduler_kwargs, such as {div_factor: 25} for "

@@ -60,8 +60,9 @@ def restored_settings(trainer: Trainer, adapter: PeftConfig | None) -> dict[str,
     settings["adapter"] = None if adapter is None else adapter.peft_type.value.lower()
     if adapter is not None:
         settings |= of_adapter(adapter.to_dict())
-    if trainer.args.metric_for_best_model is not None:  # the best value so far is one of this metric
-        settings["metric_for_best_model"] = trainer.args.metric_for_best_model
+    metric = trainer.args.metric_for_best_model
+    if metric is not None:  # the best value so far is one of this metric
+        settings["metric_for_best_model"] = f"eval_{metric.removeprefix('eval_')}"
     return json.loads(json.dumps(settings))
 
 

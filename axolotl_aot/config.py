@@ -142,8 +142,6 @@ def translate(cfg: MutableMapping[str, Any]) -> str | None:
     check_best_model(cfg)
     if rl == "aot" and cfg.get("aot_stratify") is not None:
         LOG.warning("aot_stratify has no effect with `rl: aot`: a pair has both labels")
-    if cfg.get("lora_dropout"):
-        LOG.warning("lora_dropout has no effect: TRL switches dropout off for preference training")
     target = RL_TYPES[rl]
     for key, value in target.settings.items():
         if cfg.get(key) not in (None, value):

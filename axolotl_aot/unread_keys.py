@@ -5,6 +5,7 @@ supervised fine-tuning or for another `rl` only; the tables here name them. Ever
 an effect, or none that anyone would miss: a table in `tests/test_keys.py` says which.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -20,6 +21,8 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 
 from axolotl_aot.errors import AOTConfigError
 
+LOG = logging.getLogger(__name__)
+
 # Keys that axolotl's causal builder hands to its trainer, or its supervised data loading reads; its RL
 # builder and this package's data do neither.
 SUPERVISED_ONLY = (
@@ -34,7 +37,6 @@ SUPERVISED_ONLY = (
     "eaft_alpha",
     "eaft_k",
     "eval_causal_lm_metrics",
-    "eval_max_new_tokens",
     "eval_sequence_len",
     "eval_table_size",
     "fix_untrained_tokens",
@@ -115,7 +117,6 @@ FOREIGN_KEYS = {
     "dpo_padding_free": "TRL has switched it off; use aot_padding_free",
     "dpo_beta": "use rl_beta",
     "pad_to_multiple_of": "axolotl's collator for it does not fit TRL's data; remove it",
-    "pad_to_sequence_len": "AOT puts sequences together without padding; see aot_padding_free; remove it",
     "kto_desirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
     "kto_undesirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
     **dict.fromkeys(SUPERVISED_ONLY, "axolotl reads it for supervised fine-tuning only; remove it"),
@@ -237,6 +238,13 @@ OTHER_NAMES = {
     "per_device_train_batch_size": "micro_batch_size",
 }
 
+# Keys that stand in axolotl's own examples of preference training, where nothing reads them either: the log
+# says so. The model is what it would be without them.
+WARNED_OF = {
+    "eval_max_new_tokens": "nothing is generated in evaluation",
+    "lora_dropout": "TRL switches dropout off for preference training",
+    "pad_to_sequence_len": "AOT puts sequences together without padding, see aot_padding_free",
+}
 # Keys of which false asks for something, too, other than no value.
 FALSE_IS_A_WISH = ("peft_autocast_adapter_dtype",)
 
@@ -251,7 +259,7 @@ FSDP_PREFIX = "fsdp_"  # which axolotl takes off the names in fsdp_config
 
 
 def check_keys(cfg: Mapping[str, Any], rl: str, own: type[BaseModel]) -> None:
-    """Every key that is set will be read.
+    """Every key that is set will be read; warns of those in `WARNED_OF`.
 
     own: the keys of this package, which axolotl's schema is about to get.
 
@@ -279,6 +287,9 @@ def check_keys(cfg: Mapping[str, Any], rl: str, own: type[BaseModel]) -> None:
         if _asks_for_something(cfg, key, schema) and not _has(cfg, other, values, schema):
             needed = " or ".join(f"`{other}: {value}`" for value in values) or f"`{other}`"
             raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect without {needed}; remove it")
+    for key, reason in WARNED_OF.items():
+        if _asks_for_something(cfg, key, schema):
+            LOG.warning("%s has no effect: %s", key, reason)
 
 
 def without_unread_keys(cfg: Mapping[str, Any], own: type[BaseModel]) -> dict[str, Any]:
@@ -325,7 +336,7 @@ def _asks_for_something(cfg: Mapping[str, Any], key: str, schema: Mapping[str, F
 def _has(cfg: Mapping[str, Any], key: str, values: tuple[str, ...], schema: Mapping[str, FieldInfo]) -> bool:
     """Whether a key has one of the values, by default, too; without values: whether it is set."""
     value = cfg.get(key)
-    if value is None:
+    if value is None and key in schema:  # another version of axolotl may not have it
         value = schema[key].get_default(call_default_factory=True)
     return value in values if values else bool(value)
 

@@ -178,12 +178,16 @@ def test_a_number_that_yaml_reads_as_a_string():
     assert cfg["rl_beta"] == 0.01
 
 
-def test_dropout_is_warned_of(caplog):
+@pytest.mark.parametrize(
+    ("key", "off", "on"),
+    [("lora_dropout", 0.0, 0.05), ("pad_to_sequence_len", False, True), ("eval_max_new_tokens", None, 128)],
+)
+def test_keys_of_axolotls_examples_that_nothing_reads_are_warned_of(caplog, key, off, on):
     with caplog.at_level(logging.WARNING):
-        translate({"rl": "aot", "lora_dropout": 0.0})
+        translate({"rl": "aot", key: off})
         assert not caplog.records
-        translate({"rl": "aot", "lora_dropout": 0.05})
-    assert "lora_dropout has no effect" in caplog.text
+        translate({"rl": "aot", key: on})
+    assert f"{key} has no effect" in caplog.text
 
 
 def test_inference_which_takes_rl_out_of_the_yaml_is_not_refused():

@@ -88,31 +88,31 @@ curriculum_sampling dataloader_drop_last dataset_keep_in_memory dataset_shard_id
 device do_bench_eval do_causal_lm_eval dpo_beta dpo_generate_during_eval dpo_label_smoothing
 dpo_loss_type dpo_loss_weights dpo_norm_loss dpo_padding_free dpo_use_liger_kernel
 dpo_use_logits_to_keep dpo_use_weighting eaft_alpha eaft_k ebft eot_tokens eval_causal_lm_metrics
-eval_max_new_tokens eval_sample_packing eval_sequence_len eval_table_size fix_untrained_tokens
-flash_attn_cross_entropy flash_attn_rms_norm float32 fsdp_final_state_dict_type generate_samples
-generation_max_new_tokens generation_prompt_ratio generation_temperature generation_top_k
-generation_top_p group_by_length heads_k_stride image_resize_algorithm jagged_restart_anneal_steps
-jagged_restart_steps jagged_restart_warmup_steps kto_desirable_weight kto_undesirable_weight
-layer_offloading lisa_layers_attribute lisa_n_layers lisa_step_interval local_rank lora_embedding_kernel
-lora_mlp_kernel lora_o_kernel lora_qkv_kernel loss_watchdog_patience loss_watchdog_threshold
-lr_div_factor lr_quadratic_warmup max_packed_sequence_len max_prompt_len min_sample_len
-multipack_real_batches neftune_noise_alpha noisy_embedding_alpha num_generation_samples num_labels
-orpo_alpha pad_to_multiple_of pad_to_sequence_len peft_autocast_adapter_dtype pose_max_context_len
-pose_num_chunks pose_split_on_token_ids preprocess_iterable pretrain_multipack_buffer_size
-pretraining_dataset pretraining_sample_concatenation process_reward_model relora relora_cpu_offload
-relora_prune_method relora_prune_ratio reward_model ring_attn_func role_boundaries rope_scaling
-rpo_alpha s2_attention sample_packing sample_packing_bin_size sample_packing_eff_est
-sample_packing_group_size sample_packing_mp_start_method sample_packing_sequentially
-sequence_parallel_degree simpo_gamma streaming streaming_multipack_buffer_size tensor_parallel_size
-torch_compile torch_compile_backend torch_compile_mode torch_compile_options total_num_tokens
-total_supervised_tokens train_on_inputs trainer_cls trl use_eaft use_pose world_size
+eval_sample_packing eval_sequence_len eval_table_size fix_untrained_tokens flash_attn_cross_entropy
+flash_attn_rms_norm float32 fsdp_final_state_dict_type generate_samples generation_max_new_tokens
+generation_prompt_ratio generation_temperature generation_top_k generation_top_p group_by_length
+heads_k_stride image_resize_algorithm jagged_restart_anneal_steps jagged_restart_steps
+jagged_restart_warmup_steps kto_desirable_weight kto_undesirable_weight layer_offloading
+lisa_layers_attribute lisa_n_layers lisa_step_interval local_rank lora_embedding_kernel lora_mlp_kernel
+lora_o_kernel lora_qkv_kernel loss_watchdog_patience loss_watchdog_threshold lr_div_factor
+lr_quadratic_warmup max_packed_sequence_len max_prompt_len min_sample_len multipack_real_batches
+neftune_noise_alpha noisy_embedding_alpha num_generation_samples num_labels orpo_alpha
+pad_to_multiple_of peft_autocast_adapter_dtype pose_max_context_len pose_num_chunks
+pose_split_on_token_ids preprocess_iterable pretrain_multipack_buffer_size pretraining_dataset
+pretraining_sample_concatenation process_reward_model relora relora_cpu_offload relora_prune_method
+relora_prune_ratio reward_model ring_attn_func role_boundaries rope_scaling rpo_alpha s2_attention
+sample_packing sample_packing_bin_size sample_packing_eff_est sample_packing_group_size
+sample_packing_mp_start_method sample_packing_sequentially sequence_parallel_degree simpo_gamma
+streaming streaming_multipack_buffer_size tensor_parallel_size torch_compile torch_compile_backend
+torch_compile_mode torch_compile_options total_num_tokens total_supervised_tokens train_on_inputs
+trainer_cls trl use_eaft use_pose world_size
 """)
 
 # Nobody would miss what it asks for: a command or axolotl itself sets it, it can only be what it is, it is an
-# option of a key that is refused, or (lora_dropout) the log says that it is ignored.
+# option of a key that is refused, or it stands in axolotl's examples, and the log says that it is ignored.
 HARMLESS = words("""
-axolotl_config_path generation_do_sample include_tkps is_preprocess lora_dropout pretrain_multipack_attn
-save_safetensors
+axolotl_config_path eval_max_new_tokens generation_do_sample include_tkps is_preprocess lora_dropout
+pad_to_sequence_len pretrain_multipack_attn save_safetensors
 """)
 
 FIELDS = AxolotlInputConfig.model_fields
@@ -214,12 +214,12 @@ FUNCTIONS = {
 READ_TO_NO_EFFECT = words("""
 chunked_cross_entropy chunked_cross_entropy_num_chunks context_parallel_size cpo_alpha
 curriculum_sampling device dpo_label_smoothing dpo_loss_type dpo_loss_weights dpo_padding_free
-dpo_use_liger_kernel dpo_use_weighting eval_causal_lm_metrics eval_max_new_tokens eval_table_size
-fix_untrained_tokens flash_attn_cross_entropy heads_k_stride kto_desirable_weight kto_undesirable_weight
-layer_offloading local_rank lora_embedding_kernel lora_mlp_kernel lora_o_kernel lora_qkv_kernel
-num_labels orpo_alpha pad_to_multiple_of peft_autocast_adapter_dtype pretraining_dataset
-process_reward_model relora reward_model ring_attn_func sample_packing simpo_gamma tensor_parallel_size
-torch_compile torch_compile_backend torch_compile_mode torch_compile_options trainer_cls trl world_size
+dpo_use_liger_kernel dpo_use_weighting eval_causal_lm_metrics eval_table_size fix_untrained_tokens
+flash_attn_cross_entropy heads_k_stride kto_desirable_weight kto_undesirable_weight layer_offloading
+local_rank lora_embedding_kernel lora_mlp_kernel lora_o_kernel lora_qkv_kernel num_labels orpo_alpha
+pad_to_multiple_of peft_autocast_adapter_dtype pretraining_dataset process_reward_model relora
+reward_model ring_attn_func sample_packing simpo_gamma tensor_parallel_size torch_compile
+torch_compile_backend torch_compile_mode torch_compile_options trainer_cls trl world_size
 """)
 # All keys that begin so become environment variables.
 PREFIXES = {
@@ -374,35 +374,54 @@ def test_what_is_known_or_empty_passes(more):
     assert translate({"rl": "aot", **more}) == "aot"
 
 
+USUAL = """
+adapter: lora
+chat_template: llama3
+load_in_8bit: true
+load_in_4bit: false
+strict: false
+train_on_inputs: false
+group_by_length: false
+sequence_len: 4096
+sample_packing: false
+eval_sample_packing: false
+pad_to_sequence_len: true
+lora_model_dir:
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_linear: true
+lora_fan_in_fan_out:
+local_rank:
+xformers_attention:
+flash_attention: true
+s2_attention:
+weight_decay: 0.0
+warmup_steps: 10
+evals_per_epoch: 4
+eval_table_size:
+eval_max_new_tokens: 128
+saves_per_epoch: 1
+debug:
+deepspeed:
+fsdp:
+fsdp_config:
+gradient_checkpointing: true
+gradient_checkpointing_kwargs:
+  use_reentrant: false
+resume_from_checkpoint:
+wandb_project:
+logging_steps: 1
+special_tokens:
+  pad_token: <|end_of_text|>
+tf32: false
+bf16: auto
+"""
+
+
 @pytest.mark.parametrize("rl", ["aot", "aot_unpaired"])
-def test_the_keys_of_axolotls_dpo_examples_pass(rl):
-    usual = """
-    train_on_inputs: false
-    group_by_length: false
-    sample_packing: false
-    eval_sample_packing: false
-    pad_to_sequence_len: false
-    lora_dropout: 0.05
-    local_rank:
-    xformers_attention:
-    flash_attention: true
-    s2_attention:
-    weight_decay: 0.0
-    warmup_steps: 10
-    evals_per_epoch: 4
-    eval_table_size:
-    eval_max_new_tokens: 128
-    saves_per_epoch: 1
-    debug:
-    deepspeed:
-    fsdp:
-    fsdp_config:
-    special_tokens:
-    wandb_project:
-    logging_steps: 1
-    """
-    raw = {**yaml.safe_load(usual), "eval_max_new_tokens": None, "rl": rl}
-    assert translate(raw) == rl
+def test_the_keys_of_axolotls_examples_of_dpo_and_kto_pass(rl):
+    assert translate({**yaml.safe_load(USUAL), "rl": rl}) == rl
 
 
 def test_what_axolotls_commands_put_into_the_config_passes(load, paired_config, lora):

@@ -12,43 +12,6 @@ from axolotl_aot.errors import AOTConfigError
 
 DEFAULT_BETA = 0.01  # the paper's choice
 
-
-SUPERVISED_ONLY = (
-    "batch_flattening",
-    "curriculum_sampling",
-    "dataloader_drop_last",
-    "do_bench_eval",
-    "do_causal_lm_eval",
-    "eval_table_size",
-    "group_by_length",
-    "jagged_restart_steps",
-    "lisa_step_interval",
-    "loss_watchdog_threshold",
-    "lr_quadratic_warmup",
-    "neftune_noise_alpha",
-    "relora",
-)
-_OTHER_LOSS = "it belongs to another rl type; remove it"
-# Keys that AOT would have to ignore, and what to do about each.
-FOREIGN_KEYS = {
-    "dpo_loss_type": "the loss is set by aot_penalty and aot_dominance; remove it",
-    "dpo_loss_weights": "AOT has one loss, set by aot_penalty and aot_dominance; remove it",
-    "dpo_use_weighting": "weights per pair have no meaning after a sort; remove it",
-    "dpo_use_liger_kernel": "Liger's fused DPO loss is not AOT's; remove it",
-    "dpo_label_smoothing": "use aot_label_smoothing",
-    "dpo_padding_free": "TRL has switched it off; use aot_padding_free",
-    "dpo_beta": "use rl_beta",
-    "pad_to_multiple_of": "axolotl's collator for it does not fit TRL's data; remove it",
-    "kto_desirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
-    "kto_undesirable_weight": "both labels have the same mass in AOT, however many rows each has; remove it",
-    **dict.fromkeys(SUPERVISED_ONLY, "axolotl reads it for supervised fine-tuning only; remove it"),
-    "auto_find_batch_size": "axolotl's RL types do not know it, and it would change the effective batch, "
-    "which is what AOT sorts; set micro_batch_size and gradient_accumulation_steps",
-    "orpo_alpha": _OTHER_LOSS,
-    "simpo_gamma": _OTHER_LOSS,
-    "cpo_alpha": _OTHER_LOSS,
-}
-
 # Parallelism that cuts one sequence, one matrix or one layer over processes: never tried with AOT.
 UNTRIED_PARALLELISM = (
     "context_parallel_size",
@@ -62,13 +25,6 @@ DATA_LOADING = {"split_batches": False, "dispatch_batches": False, "even_batches
 
 # Metrics of which less is better; transformers takes that for granted of names that end in "loss" only.
 LESS_IS_BETTER = ("dominance/violation", "dominance/violation_rate")
-
-
-def check_foreign_keys(cfg: MutableMapping[str, Any], rl: str) -> None:
-    """None of `FOREIGN_KEYS` is set."""
-    for key, advice in FOREIGN_KEYS.items():
-        if cfg.get(key):
-            raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect with `rl: {rl}`: {advice}")
 
 
 def check_beta(cfg: MutableMapping[str, Any]) -> None:

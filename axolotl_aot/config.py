@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from axolotl_aot.checks import check_best_model, check_beta, check_foreign_keys, check_parallelism
+from axolotl_aot.checks import check_best_model, check_beta, check_parallelism
 from axolotl_aot.data.types import parse
 from axolotl_aot.dominance import (
     DOMINANCES,
@@ -27,6 +27,7 @@ from axolotl_aot.dominance import (
 )
 from axolotl_aot.errors import AOTConfigError, closest
 from axolotl_aot.sorting import SORTS
+from axolotl_aot.unread_keys import check_keys
 
 LOG = logging.getLogger(__name__)
 
@@ -131,21 +132,16 @@ def translate(cfg: MutableMapping[str, Any]) -> str | None:
     if rl is None:
         _refuse_orphans(cfg)
         return None
+    # then it is axolotl's own again, with what axolotl has added to it
+    translated = ENTRIES in cfg and active_rl(cfg) is not None
     settings(cfg)
-    check_foreign_keys(cfg, rl)
     check_beta(cfg)
     check_parallelism(cfg, rl)
+    if not translated:
+        check_keys(cfg, rl, AOTInput)
     check_best_model(cfg)
     if rl == "aot" and cfg.get("aot_stratify") is not None:
         LOG.warning("aot_stratify has no effect with `rl: aot`: a pair has both labels")
-    if cfg.get("lora_dropout"):
-        LOG.warning("lora_dropout has no effect: TRL switches dropout off for preference training")
-    if cfg.get("torch_compile"):
-        LOG.warning(
-            "torch_compile has no effect with `rl: %s`: log-probabilities are computed within the model's "
-            "forward pass, which torch cannot compile",
-            rl,
-        )
     target = RL_TYPES[rl]
     for key, value in target.settings.items():
         if cfg.get(key) not in (None, value):

@@ -178,8 +178,11 @@ def test_a_number_that_yaml_reads_as_a_string():
     assert cfg["rl_beta"] == 0.01
 
 
-@pytest.mark.parametrize(("key", "off", "on"), [("lora_dropout", 0.0, 0.05), ("torch_compile", False, True)])
-def test_keys_without_effect_are_warned_of(caplog, key, off, on):
+@pytest.mark.parametrize(
+    ("key", "off", "on"),
+    [("lora_dropout", 0.0, 0.05), ("pad_to_sequence_len", False, True), ("eval_max_new_tokens", None, 128)],
+)
+def test_keys_of_axolotls_examples_that_nothing_reads_are_warned_of(caplog, key, off, on):
     with caplog.at_level(logging.WARNING):
         translate({"rl": "aot", key: off})
         assert not caplog.records

@@ -75,7 +75,7 @@ FLOORS = (
     {"report"},
     {"dataset_hook"},
     {"config"},
-    {"scoring", "data", "checks"},
+    {"scoring", "data", "checks", "unread_keys"},
     {"dominance", "quantiles", "errors", "samples", "quickstart"},
     {"sorting"},
 )

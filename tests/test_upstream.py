@@ -6,6 +6,7 @@ thing on something small; its message says what of this package breaks, and in w
 within the checks, so that a name that is gone fails one of them.
 """
 
+import dataclasses
 import functools
 import gc
 import inspect
@@ -287,8 +288,8 @@ def test_the_keys_that_axolotls_rl_builder_does_not_read(watched):
     from axolotl.core.builders import HFRLTrainerBuilder
     from axolotl.utils.dict import DictDefault
 
-    from axolotl_aot.checks import SUPERVISED_ONLY
     from axolotl_aot.training.run_setup import SAME_NAME
+    from axolotl_aot.unread_keys import SUPERVISED_ONLY
 
     read = set()
 
@@ -311,6 +312,24 @@ def test_the_keys_that_axolotls_rl_builder_does_not_read(watched):
     assert {"learning_rate", "rl_beta", "max_steps"} <= read
     ours = {*SAME_NAME, *SUPERVISED_ONLY, "early_stopping_patience", "load_best_model_at_end"}
     assert not ours & read
+
+
+@guards("axolotl", "its schema's fields", "keys that axolotl knows are refused, or unknown ones pass")
+def test_where_axolotl_names_its_keys(axolotl_imported):
+    from axolotl.cli.args import EvaluateCliArgs, InferenceCliArgs, PreprocessCliArgs, TrainerCliArgs
+    from axolotl.integrations.cut_cross_entropy import CutCrossEntropyPlugin
+    from axolotl.utils.import_helper import get_cls_from_module_str
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    known = AxolotlInputConfig.model_fields
+    assert {"learning_rate", "rl_beta", "datasets"} <= known.keys()
+    assert known["overrides_of_model_config"].validation_alias == "model_config"
+    assert AxolotlInputConfig.model_config.get("extra", "ignore") == "ignore"  # others are dropped
+    options = {f.name for cls in (PreprocessCliArgs, TrainerCliArgs) for f in dataclasses.fields(cls)}
+    assert {"debug", "debug_num_examples", "prompter"} <= options
+    assert dataclasses.fields(EvaluateCliArgs) and dataclasses.fields(InferenceCliArgs)
+    other = get_cls_from_module_str(CutCrossEntropyPlugin().get_input_args())
+    assert "cut_cross_entropy" in other.model_fields
 
 
 @guards(
@@ -361,6 +380,29 @@ def small_trainer(folder: Path, base: type | None = None, **args: Any) -> Any:
     )
     rows = [{"x": torch.tensor(float(i))} for i in range(4)]
     return (base or Trainer)(Square(), arguments, train_dataset=rows, eval_dataset=rows)
+
+
+@guards(
+    "transformers",
+    "states of optimizer and scheduler replace",
+    "keys are refused on resume that would have had an effect, or the other way round",
+)
+def test_what_the_states_of_optimizer_and_scheduler_bring_back():
+    from transformers import get_scheduler
+
+    def made(rate: float, decay: float, steps: int) -> tuple[Any, Any]:
+        optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=rate, weight_decay=decay)
+        return optimizer, get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=steps)
+
+    before, now = made(0.1, 0.01, steps=4), made(0.5, 0.2, steps=8)
+    for old, new in zip(before, now, strict=True):
+        new.load_state_dict(old.state_dict())
+    optimizer, scheduler = now
+    optimizer.step()
+    scheduler.step()
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.01
+    assert group["lr"] == pytest.approx(0.1 * 7 / 8)
 
 
 @guards(

@@ -18,7 +18,6 @@ from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
 from axolotl_aot import __version__, config
-from axolotl_aot.checks import FOREIGN_KEYS
 from axolotl_aot.dataset_hook import pipeline_of
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.report.compared_models import REFERENCE, score_models, trained_models
@@ -29,6 +28,7 @@ from axolotl_aot.report.statistics import report
 from axolotl_aot.samples import SAMPLE_TYPES, SampleType
 from axolotl_aot.scoring.batches import WEIGHT
 from axolotl_aot.scoring.reference_cache import digest, sequences_of
+from axolotl_aot.unread_keys import without_unread_keys
 
 LOG = get_logger(__name__)
 
@@ -132,7 +132,7 @@ def scoring_config(raw: dict[str, Any], data: str | None = None) -> dict[str, An
     rl = raw.get("rl")
     cfg = {key: value for key, value in raw.items() if key not in TRAINING_KEYS}
     if rl in OTHER_TYPES:
-        cfg = {key: value for key, value in cfg.items() if key not in FOREIGN_KEYS}
+        cfg = without_unread_keys(cfg, config.AOTInput)
         cfg["rl"] = OTHER_TYPES[rl]
         cfg["plugins"] = [*(cfg.get("plugins") or []), PLUGIN]
         if cfg["rl"] == "aot":

@@ -19,6 +19,8 @@ from transformers.trainer_callback import ExportableState
 
 from axolotl_aot.config import AOTArgs
 from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.scoring.models import ADAPTER_CONFIG
+from axolotl_aot.training.restored_settings import of_adapter
 
 LOG = logging.getLogger(__name__)
 
@@ -33,24 +35,27 @@ class Checkpoint:
     """A checkpoint's folder as the main process sees it.
 
     state: its trainer state, None where it was not written to its end. has_optimizer: whether it holds
-    what the optimizer and the scheduler need. instead: the last complete one beside an incomplete one.
+    what the optimizer and the scheduler need. adapter: PEFT's configuration, None where there is none.
+    instead: the last complete one beside an incomplete one.
     """
 
     path: str
     state: dict[str, Any] | None
     has_optimizer: bool
+    adapter: dict[str, Any] | None
     instead: Path | None
 
 
 class RunState(TrainerCallback, ExportableState):
     """What a checkpoint keeps of an AOT run; transformers writes `state` into its trainer state.
 
-    settings: what must not change when the run is resumed, by YAML key. one_label_steps: how many sorts so
-    far had one label only.
+    settings: what must not change when the run is resumed, by YAML key. restored: what cannot change then,
+    as the checkpoint brings it back. one_label_steps: how many sorts so far had one label only.
     """
 
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
+        self.restored: dict[str, Any] = {}
         self.one_label_steps = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -58,7 +63,11 @@ class RunState(TrainerCallback, ExportableState):
         state.stateful_callbacks[type(self).__name__] = self.state()
 
     def state(self) -> dict[str, Any]:
-        saved = {"run_settings": self.settings, "one_label_steps": self.one_label_steps}
+        saved = {
+            "run_settings": self.settings,
+            "restored_settings": self.restored,
+            "one_label_steps": self.one_label_steps,
+        }
         return {"args": {}, "attributes": saved}
 
 
@@ -99,7 +108,11 @@ def go_on_from(checkpoint: Checkpoint, run_state: RunState, callbacks: list[Trai
     attributes = _run_state_in(saved)["attributes"]
     # a key that did not exist when the checkpoint was written had the effect of its default
     before = {**AOTArgs().model_dump(), **attributes["run_settings"]}
-    _require_same_settings(before, run_state.settings, checkpoint.path)
+    restored = attributes.get("restored_settings")
+    if restored is None:  # an older checkpoint, of which only the adapter is known
+        restored = of_adapter(checkpoint.adapter) if checkpoint.adapter else {}
+    now = {key: value for key, value in run_state.restored.items() if key in restored}
+    _require_same_settings({**before, **restored}, {**run_state.settings, **now}, checkpoint.path)
     run_state.one_label_steps = attributes["one_label_steps"]
 
 
@@ -111,10 +124,10 @@ def _look(resume_from_checkpoint: str | bool, output_dir: Path, newest: bool) ->
             return None
     else:
         path = Path(resume_from_checkpoint)
-    state = _read_state(path)
+    state = _read_json(path / STATE_FILE)
     instead = _last_complete(path.parent) if state is None else None
     has_optimizer = (path / "scheduler.pt").is_file() or any(path.glob("global_step*"))
-    return Checkpoint(str(path), state, has_optimizer, instead)
+    return Checkpoint(str(path), state, has_optimizer, _read_json(path / ADAPTER_CONFIG), instead)
 
 
 def _require_resumable(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -148,9 +161,10 @@ def _key(checkpoint: Checkpoint) -> str:
     return f"`resume_from_checkpoint: {checkpoint.path}`"
 
 
-def _read_state(checkpoint: Path) -> dict[str, Any] | None:
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """What a file holds; None where it is not there, or not written to its end."""
     try:
-        return json.loads((checkpoint / STATE_FILE).read_text())
+        return json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
 
@@ -160,7 +174,7 @@ def _last_complete(folder: Path) -> Path | None:
     numbers = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
     checkpoints = [path for path, number in numbers.items() if number]
     for checkpoint in sorted(checkpoints, key=lambda path: int(numbers[path][1]), reverse=True):
-        if _read_state(checkpoint) is not None:
+        if _read_json(checkpoint / STATE_FILE) is not None:
             return checkpoint
         LOG.warning("%s was not written to its end: the run was killed meanwhile", checkpoint)
     return None

@@ -26,6 +26,7 @@ from axolotl_aot.training.fsdp2_fixes import load_into_shards
 from axolotl_aot.training.objective import Objective, PairedObjective, UnpairedObjective
 from axolotl_aot.training.precompute import PrecomputedReferences
 from axolotl_aot.training.reference import Reference
+from axolotl_aot.training.restored_settings import restored_settings
 from axolotl_aot.training.resume import RunState, find_checkpoint, go_on_from
 from axolotl_aot.training.run_models import policy_and_reference
 from axolotl_aot.training.run_setup import AOTSetup
@@ -173,6 +174,9 @@ class AOTMixin(EffectiveBatchMixin):
             AOTConfigError: a checkpoint that is incomplete, or that was trained with other settings.
         """
         self.run_state.settings = self._run_settings()
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        adapter = model.peft_config[model.active_adapter] if is_peft_model(model) else None
+        self.run_state.restored = restored_settings(self, adapter)
         path = None
         if resume_from_checkpoint:
             checkpoint = find_checkpoint(

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from transformers.trainer_utils import get_last_checkpoint
 
+from tests.conftest import LORA
 from tests.helpers import column
 from tests.tiny import make_pairs, unpair, with_rows
 
@@ -63,6 +64,89 @@ def test_other_settings_are_refused_by_name(run, saved, changes, messages):
         run({**config, **changes, "resume_from_checkpoint": f"{folder}/checkpoint-4"})
     for message in messages:
         assert error.match(message)
+
+
+@pytest.fixture
+def adapter_saved(run, paired_config, lora):
+    """The config of a LoRA run of 4 steps, with a schedule, that has saved checkpoint-2 and checkpoint-4."""
+    config = {**paired_config, **lora, **SAVING, "lr_scheduler": "linear", "warmup_steps": 0}
+    config |= {"weight_decay": 0.1, "optimizer": "adamw_torch", "num_epochs": 1}
+    return config, run(config).args.output_dir
+
+
+# Each with what the checkpoint brings back in its place.
+RESTORED = [
+    ({"learning_rate": 0.01}, r"`learning_rate: 0.01` \(the checkpoint: 0.001\)"),
+    ({"weight_decay": 0.5}, r"`weight_decay: 0.5` \(the checkpoint: 0.1\)"),
+    ({"lr_scheduler": "cosine"}, r"`lr_scheduler: cosine` \(the checkpoint: linear\)"),
+    ({"lr_scheduler": "rex"}, r"`lr_scheduler: rex` \(the checkpoint: linear\)"),
+    ({"lr_scheduler_kwargs": {"a": 1}}, r"`lr_scheduler_kwargs: {'a': 1}` \(the checkpoint: {}\)"),
+    ({"adam_beta1": 0.5}, r"`adam_beta1: 0.5` \(the checkpoint: 0.9\)"),
+    ({"adam_epsilon": 1e-3}, r"`adam_epsilon: 0.001` \(the checkpoint: 1e-08\)"),
+    ({"optimizer": "adamw_torch_fused"}, r"`optimizer: adamw_torch_fused` \(the checkpoint: adamw_torch\)"),
+    ({"optimizer": "sgd"}, r"`optimizer: sgd` \(the checkpoint: adamw_torch\)"),
+    ({"optimizer": "muon"}, r"`optimizer: MuonOptimizerFactory` \(the checkpoint: adamw_torch\)"),
+    ({"embedding_lr": 1e-5}, r"`embedding_lr: 1e-05` \(the checkpoint: None\)"),
+    ({"loraplus_lr_ratio": 16}, r"`loraplus_lr_ratio: 16.0` \(the checkpoint: None\)"),
+    ({"lora_alpha": 64}, r"`lora_alpha: 64` \(the checkpoint: 8\)"),
+    ({"lora_r": 8}, r"`lora_r: 8` \(the checkpoint: 4\)"),
+    ({"peft_use_rslora": True}, r"`peft_use_rslora: True` \(the checkpoint: None\)"),
+    (
+        {"lora_target_linear": None, "lora_target_modules": ["q_proj"]},
+        r"`lora_target_modules: \['q_proj'\]` \(the checkpoint: \['down_proj', .*\]\)",
+    ),
+    (dict.fromkeys(LORA), r"`adapter: None` \(the checkpoint: lora\)"),
+]
+
+
+def test_what_the_checkpoint_would_bring_back_is_refused_by_name(run, adapter_saved):
+    config, folder = adapter_saved
+    for changes, message in RESTORED:
+        with pytest.raises(ValueError, match="checkpoint-2 with other settings: `") as error:
+            run({**config, **changes, "resume_from_checkpoint": f"{folder}/checkpoint-2"})
+        assert error.match(message)
+
+
+def test_what_has_an_effect_on_resume_may_change(run, adapter_saved, tmp_path):
+    config, folder = adapter_saved
+    resume = {"max_steps": 6, "resume_from_checkpoint": str(tmp_path / "kept/checkpoint-2")}
+    shutil.copytree(f"{folder}/checkpoint-2", resume["resume_from_checkpoint"])
+    rates = [round(rate / 1e-3, 6) for rate in column(run({**config, **resume}), "learning_rate")]
+    assert rates[2:] == [0.5, 0.5, 0.333333, 0.166667]  # the first is of a run of 4 steps, the others of 6
+    more_epochs = run({**config, **resume, "max_steps": None, "num_epochs": 2})
+    assert more_epochs.state.global_step == 12
+    warmed_up = column(run({**config, **resume, "warmup_steps": 10}), "learning_rate")
+    assert warmed_up[3:] == pytest.approx([3e-4, 4e-4, 5e-4])
+    plain = column(run({**config, **resume}), "loss")
+    clipped = column(run({**config, **resume, "max_grad_norm": 1e-4}), "loss")
+    assert clipped[:3] == plain[:3] and clipped[3:] != plain[3:]
+
+
+def test_a_schedule_of_fixed_length_keeps_its_length(run, paired_config):
+    config = {**paired_config, **SAVING, "lr_scheduler": "rex"}
+    folder = run(config).args.output_dir
+    with pytest.raises(ValueError, match=r"`max_steps: 6` \(the checkpoint: 4\)"):
+        run({**config, "max_steps": 6, "resume_from_checkpoint": f"{folder}/checkpoint-2"})
+
+
+def test_an_older_checkpoint_tells_of_its_adapter_only(run, adapter_saved, tmp_path):
+    config, folder = adapter_saved
+    path = tmp_path / "out/checkpoint-2/trainer_state.json"
+    state = json.loads(path.read_text())
+    del state["stateful_callbacks"]["RunState"]["attributes"]["restored_settings"]
+    path.write_text(json.dumps(state))
+    resume = {"resume_from_checkpoint": f"{folder}/checkpoint-2"}
+    with pytest.raises(ValueError, match=r"other settings: `lora_alpha: 64` \(the checkpoint: 8\). Set"):
+        run({**config, **resume, "lora_alpha": 64})
+    assert len(column(run({**config, **resume, "learning_rate": 0.01}), "loss")) == 4
+
+
+def test_the_best_value_is_of_the_same_metric(run, evaluated, tmp_path):
+    config = {**evaluated, "max_steps": 2}
+    run(config)
+    resume = {"resume_from_checkpoint": str(tmp_path / "out/checkpoint-1")}
+    with pytest.raises(ValueError, match=r"`metric_for_best_model: eval_loss` \(the checkpoint: eval_dom"):
+        run({**config, **resume, "metric_for_best_model": "eval_loss"})
 
 
 def test_a_checkpoint_of_another_rl_is_refused(run, paired_config):
@@ -152,7 +236,9 @@ def test_the_name_under_which_older_checkpoints_keep_the_run_is_known(run, saved
     path = tmp_path / "out/checkpoint-4/trainer_state.json"
     state = json.loads(path.read_text())
     callbacks = state["stateful_callbacks"]
-    assert set(callbacks["RunState"]["attributes"]) == {"run_settings", "one_label_steps"}
+    attributes = callbacks["RunState"]["attributes"]
+    assert set(attributes) == {"run_settings", "restored_settings", "one_label_steps"}
+    del attributes["restored_settings"]  # as of older checkpoints
     callbacks["AOTSetup"] = callbacks.pop("RunState")
     del callbacks["AOTSetup"]["attributes"]["run_settings"]["aot_penalty"]  # a key that came later
     path.write_text(json.dumps(state))

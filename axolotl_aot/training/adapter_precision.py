@@ -21,7 +21,7 @@ def restore_copies(policy: PeftModel) -> None:
     longer be the reference's.
     """
     for copy, original in _copies(policy):
-        if copy.dtype != original.dtype:
+        if torch.finfo(copy.dtype).eps > torch.finfo(original.dtype).eps:
             # what is trained is not kept in float16, which torch's gradient scaler refuses
             dtype = torch.float32 if original.dtype == torch.float16 else original.dtype
             copy.data = original.detach().to(dtype, copy=True)

@@ -34,6 +34,20 @@ LONGER = {
 KINDS = {"full": {}, "lora": LORA, "qlora": QLORA}
 
 
+RL = ("aot", "aot_unpaired")
+QUICK = ("tokens", "pad", "32x", "eos")
+CASES = [
+    *half_slow(RL, KINDS, QUICK),
+    *(
+        pytest.param(rl, kind, longer, marks=pytest.mark.slow)
+        for rl in RL
+        for kind in KINDS
+        for longer in LONGER
+        if longer not in QUICK
+    ),
+]
+
+
 @pytest.fixture
 def config(request, paired_config, unpaired_config):
     return {"aot": paired_config, "aot_unpaired": unpaired_config}[request.param]
@@ -48,9 +62,7 @@ def first_rewards(trainer) -> list[float]:
     return [steps(trainer)[0][f"rewards/{name}"] for name in ("chosen", "rejected", "margins")]
 
 
-@pytest.mark.parametrize(
-    ("config", "kind", "longer"), half_slow(["aot", "aot_unpaired"], KINDS, LONGER), indirect=["config"]
-)
+@pytest.mark.parametrize(("config", "kind", "longer"), CASES, indirect=["config"])
 def test_first_rewards_are_exactly_0(build, config, kind, longer):
     keys, trains_embeddings, rows = LONGER[longer]
     more = {"max_steps": 1, "gradient_accumulation_steps": 2}

@@ -165,7 +165,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("case", slow_except(["both", "tokens", "LoRA on the output", "rows"], REFUSED))
 def test_what_would_be_merged_wrong_is_refused_before_training(build, lora_config, case):
     keys, value, remedy = REFUSED[case]
     with pytest.raises(ValueError, match=f"{value}.*one matrix.*{remedy}"):

@@ -47,6 +47,17 @@ class AOTPlugin(BasePlugin):
 
         return training_args(cfg)
 
+    def pre_model_load(self, cfg: DictDefault) -> None:
+        """Before a model is read, policy or reference: what its files lack is drawn alike each time."""
+        if config.active_rl(cfg):
+            from axolotl_aot.training.new_tokens import draw_weights_alike
+
+            draw_weights_alike()
+
+    def post_model_build(self, cfg: DictDefault, model: PreTrainedModel) -> None:
+        """The same when it has been read, before axolotl makes its embeddings longer for new tokens."""
+        self.pre_model_load(cfg)
+
     def post_model_load(self, cfg: DictDefault, model: PreTrainedModel) -> None:
         """Remember the model: axolotl loads the policy first and a reference, if any, after it."""
         if config.active_rl(cfg):
@@ -66,6 +77,7 @@ class AOTPlugin(BasePlugin):
             output_dir=cfg.output_dir,
             adapter=bool(cfg.adapter),
             lora_model_dir=cfg.lora_model_dir,
+            merge_method=cfg.merge_method,
             auto_resume=bool(cfg.auto_resume_from_checkpoints and not cfg.resume_from_checkpoint),
             reference_folder=self._reference_folder(cfg),
         )
@@ -102,6 +114,10 @@ class AOTPlugin(BasePlugin):
             mend_saved(Path(cfg.output_dir))
         if not self._trained:
             self._trained = True
+            if cfg.adapter:
+                from axolotl_aot.training.tied_embeddings import save_shared_weights_once
+
+                save_shared_weights_once(model)
             return
         report, self._report = self._report, None
         if report is not None and report.scored_run is not None:

@@ -280,6 +280,65 @@ def test_load_cfg_takes_a_dict(keys, watched, tmp_path, monkeypatch):
 
 
 @guards(
+    "axolotl", "`pre_model_load` and `post_model_build`", "policy and reference have other rows of new tokens"
+)
+def test_the_hooks_before_rows_of_new_tokens_are_drawn(watched, keys, tmp_path, monkeypatch):
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+    from axolotl.loaders import ModelLoader, load_tokenizer
+    from axolotl.utils.dict import DictDefault
+
+    cfg = load_cfg(DictDefault({**keys, "tokens": ["<a>"], "output_dir": str(tmp_path)}))
+    Path(cfg.axolotl_config_path).unlink()
+    called = []
+    rows = "pre_model_load", "post_model_build", "post_model_load"
+    for hook in rows:
+        monkeypatch.setattr(
+            PluginManager.get_instance().plugins["tests.watched_run.Recorder"],
+            hook,
+            lambda cfg, *model, hook=hook: called.append((hook, *map(vocabulary, model))),
+        )
+    tokenizer = load_tokenizer(cfg)
+    for reference in (False, True):
+        ModelLoader(cfg, tokenizer, reference_model=reference).load()
+    before = len(tokenizer) - 1
+    once = [("pre_model_load",), ("post_model_build", before), ("post_model_load", before + 1)]
+    assert called == 2 * once
+
+
+def vocabulary(model: nn.Module) -> int:
+    return model.get_input_embeddings().num_embeddings
+
+
+@guards("axolotl", "what `merge_method` merges", "adapters are refused or warned of that are merged right")
+def test_what_axolotls_own_merge_leaves_out(watched, model, tiny_model, tmp_path):
+    from axolotl.cli.utils.lora_merge import merge_lora_sharded_efficient
+    from axolotl.utils.schemas.peft import LoraConfig as Keys
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file
+
+    assert Keys.model_fields["merge_method"].annotation.__args__[0].__args__ == ("legacy", "memory_efficient")
+    for name, keys, merged in (
+        ("copy", {"modules_to_save": ["embed_tokens"]}, True),
+        ("rows", {"trainable_token_indices": [5]}, False),
+        ("lora", {"target_modules": ["q_proj", "embed_tokens"]}, False),
+    ):
+        adapted = get_peft_model(model, LoraConfig(**{"r": 2, "target_modules": ["q_proj"], **keys}))
+        for parameter in adapted.parameters():
+            parameter.data.add_(0.1 if parameter.requires_grad else 0)
+        adapted.save_pretrained(tmp_path / name)
+        merge_lora_sharded_efficient(tiny_model, tmp_path / name, tmp_path / name / "merged")
+        key = "model.embed_tokens.weight"
+        found, base = (
+            load_file(f / "model.safetensors")[key] for f in (tmp_path / name / "merged", tiny_model)
+        )
+        assert torch.equal(found, base) is not merged
+        model = adapted.unload()
+    # it saves the adapter first, and then the model that it loaded
+    assert watched.run.happened("save_trained_model") == watched.run.happened("post_model_load")[:1]
+
+
+@guards(
     "axolotl",
     "keys that its RL builder does not read",
     "keys are set twice, or refused though axolotl reads them",
@@ -578,6 +637,36 @@ def test_when_gradients_are_exchanged(tmp_path):
 # --- TRL -------------------------------------------------------------------------------------------
 
 
+@guards(
+    "transformers", "`_keys_to_ignore_on_save`", "runs with adapters on tied embeddings end without a report"
+)
+def test_names_that_are_not_saved(model, tmp_path):
+    from safetensors.torch import load_file
+
+    model._keys_to_ignore_on_save = {"lm_head.weight", "not a name of it"}
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert set(model.state_dict()) - set(saved) == {"lm_head.weight"}
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO"])
+@guards(
+    "TRL", "it rounds what is trained to bfloat16", "copies of the base model's weights are restored in vain"
+)
+def test_what_is_trained_over_quantized_weights(watched, tiny_model, tmp_path, kind):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(load_in_4bit=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_model, quantization_config=settings, dtype=torch.float32
+    )
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    trained = watched.built(watched.run, kind, adapted, tmp_path).model
+    types = {p.dtype for p in trained.parameters() if p.requires_grad}
+    assert types == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("kind", ["DPO", "KTO"])
 @guards(
     "TRL",
@@ -746,6 +835,30 @@ def test_how_samples_are_dealt_out():
 
 
 # --- PEFT, datasets, tokenizers, bitsandbytes ------------------------------------------------------
+
+
+@guards("PEFT", "`ModulesToSaveWrapper`", "trained copies of embeddings do not begin as the reference's")
+def test_what_trains_in_place_of_the_embeddings(model, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    keys = {"modules_to_save": ["lm_head"], "trainable_token_indices": [5, 7]}
+    base = {"embed": model.model.embed_tokens.weight.clone(), "head": model.lm_head.weight.clone()}
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], **keys))
+    embed, head = model.get_input_embeddings(), model.get_output_embeddings()
+    assert isinstance(head, ModulesToSaveWrapper) and isinstance(embed, TrainableTokensWrapper)
+    assert torch.equal(head.original_module.weight, base["head"])
+    assert torch.equal(head.modules_to_save["default"].weight, base["head"])
+    rows = embed.token_adapter
+    assert torch.equal(rows.trainable_tokens_delta["default"], base["embed"][[5, 7]])
+    assert torch.equal(rows.trainable_tokens_original["default"], base["embed"][[5, 7]])
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    adapted.save_pretrained(tmp_path)
+    adapted.load_adapter(str(tmp_path), "default", is_trainable=True)
+    types = {name: p.dtype for name, p in adapted.named_parameters() if "lora_" in name}
+    assert set(types.values()) == {torch.float32}
 
 
 @guards(

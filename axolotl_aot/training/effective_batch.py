@@ -307,7 +307,7 @@ class EffectiveBatchMixin:
         """A step's scores are finite and, before the first step, of a policy that is still the reference."""
         require_finite(samples, self.state.global_step + 1)
         if self.state.global_step == 0 and self.begins_as_reference:
-            require_no_rewards(samples, self.scorer.epsilon)
+            require_no_rewards(samples, self.scorer.epsilon, self.reference.sources)
 
     def _record(self, samples: Scores, labels_of_sorts: list[Tensor]) -> None:
         """Log the metrics of a step's samples; labels_of_sorts: of what was sorted together."""

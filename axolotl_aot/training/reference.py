@@ -10,11 +10,22 @@ from axolotl_aot.scoring.scorer import Scorer
 
 
 class Reference:
-    """Scores batches under the reference of a TRL trainer, whose models an engine may wrap meanwhile."""
+    """Scores batches under the reference of a TRL trainer, whose models an engine may wrap meanwhile.
 
-    def __init__(self, trainer: Trainer, scorer: Scorer):
+    precomputed: whether the collator looks its log-probabilities up in a file.
+    """
+
+    def __init__(self, trainer: Trainer, scorer: Scorer, precomputed: bool = False):
         self._trainer = trainer
         self._scorer = scorer
+        self._precomputed = precomputed
+
+    @property
+    def sources(self) -> list[str]:
+        """Where its log-probabilities come from, by the names of `score_checks.REFERENCE_CAUSES`."""
+        policy = self._trainer.accelerator.unwrap_model(self._trainer.model)
+        model = "adapter" if self._trainer.ref_model is None and is_peft_model(policy) else "model"
+        return [model, "file"] if self._precomputed else [model]
 
     def logprobs(self, batch: Batch) -> Tensor:
         """In nats, of each of the batch's sequences: looked up by the collator before, or scored now."""

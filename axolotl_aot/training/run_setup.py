@@ -32,10 +32,10 @@ class AOTSetup(TrainerCallback):
     """The settings of a run, as a callback: the one thing that axolotl lets a plugin pass to a trainer.
 
     args: the YAML's `aot_` keys. reference: the reference model that axolotl loaded for full fine-tuning, or
-    None. output_dir, lora_model_dir: the YAML's keys. adapter: whether it names an adapter; None where there
-    is no YAML, and models are to be taken as they come. auto_resume: whether axolotl chooses the checkpoint
-    to resume from. reference_folder: where the reference's log-probabilities are kept that are computed
-    before training; None where they are not.
+    None. output_dir, lora_model_dir, merge_method: the YAML's keys. adapter: whether it names an adapter;
+    None where there is no YAML, and models are to be taken as they come. auto_resume: whether axolotl
+    chooses the checkpoint to resume from. reference_folder: where the reference's log-probabilities are kept
+    that are computed before training; None where they are not.
     """
 
     args: AOTArgs = field(default_factory=AOTArgs)
@@ -43,6 +43,7 @@ class AOTSetup(TrainerCallback):
     output_dir: str | None = None
     adapter: bool | None = None
     lora_model_dir: str | None = None
+    merge_method: str | None = None
     auto_resume: bool = False
     reference_folder: Path | None = None
 

@@ -1,5 +1,7 @@
 """Checks of scores before they are used: finite, and without rewards where nothing was trained yet."""
 
+from collections.abc import Collection
+
 from torch import Tensor
 
 from axolotl_aot.training.objective import Scores
@@ -9,6 +11,15 @@ CAUSES = {
     "overflows (use bf16)",
     "reference": "the base model overflows in this precision (use bf16 or fp32 in place of fp16) or its "
     "weights hold such values",
+}
+
+# Where the reference's log-probabilities come from, and why they may not be the policy's.
+REFERENCE_CAUSES = {
+    "adapter": "an adapter that does not begin as the base model (peft_init_lora_weights: use the default)",
+    "model": "a reference that was not loaded as the policy was (by a plugin that changes one of the two), "
+    "or a model that does not compute the same twice",
+    "file": "with precompute_ref_log_probs, a file of another model's (delete aot_references in "
+    "dataset_prepared_path)",
 }
 
 
@@ -26,18 +37,18 @@ def require_finite(scores: Scores, step: int) -> None:
             )
 
 
-def require_no_rewards(scores: Scores, epsilon: float) -> None:
+def require_no_rewards(scores: Scores, epsilon: float, sources: Collection[str]) -> None:
     """Before the first step policy and reference are the same model; raises RuntimeError where they differ.
 
-    epsilon: of the floating-point type that the models compute in.
+    epsilon: of the floating-point type that the models compute in. sources: those of `REFERENCE_CAUSES` that
+    the reference's log-probabilities come from.
     """
     apart = difference(scores.policy, scores.reference, epsilon)
     if apart:
+        causes = ", or ".join(REFERENCE_CAUSES[source] for source in sources)
         raise RuntimeError(
             "policy and reference differ before any training: their log-probabilities are "
-            f"{apart}. Likely cause: an adapter that does not begin as the base model "
-            "(peft_init_lora_weights: use the default), or, with precompute_ref_log_probs, a file of "
-            "another model's (delete aot_references in dataset_prepared_path)."
+            f"{apart}. Likely cause: {causes}."
         )
 
 

@@ -19,6 +19,7 @@ from axolotl_aot.scoring.batches import REFERENCE_LOGPROBS, WEIGHT, Batch, Colla
 from axolotl_aot.scoring.forward import attach
 from axolotl_aot.scoring.models import without_adapter
 from axolotl_aot.scoring.scorer import Scorer
+from axolotl_aot.training.adapter_precision import kept_precision, restore_copies
 from axolotl_aot.training.batch_checks import BATCH_KEYS, require_samples_fit, require_two_samples
 from axolotl_aot.training.effective_batch import EffectiveBatchMixin
 from axolotl_aot.training.evaluation import Evaluation, require_an_engine_that_evaluates
@@ -30,6 +31,7 @@ from axolotl_aot.training.restored_settings import restored_settings
 from axolotl_aot.training.resume import RunState, find_checkpoint, go_on_from
 from axolotl_aot.training.run_models import policy_and_reference
 from axolotl_aot.training.run_setup import AOTSetup
+from axolotl_aot.training.tied_embeddings import require_mergeable
 
 # `aot_` keys that a run may change half-way: they change how a step is computed, not what, or the report.
 NOT_OF_THE_RUN = {"aot_padding_free", "aot_max_tokens_per_micro_batch", "aot_report"}
@@ -76,6 +78,9 @@ class AOTMixin(EffectiveBatchMixin):
         self.run_state = RunState()
         callbacks = [*(c for c in callbacks or [] if c is not setup), self.run_state]
         super().__init__(model, ref_model, callbacks=callbacks, **kwargs)
+        if setup.adapter and kwargs.get("peft_config") is not None:  # TRL has made the adapter, to train it
+            require_mergeable(self.accelerator.unwrap_model(self.model), setup.merge_method)
+            restore_copies(self.accelerator.unwrap_model(self.model))
         if setup.adapter and "ref" in self.accelerator.unwrap_model(self.model).peft_config:
             # TRL takes a loaded adapter for the start of training and copies it as the reference;
             # the reference of a trained AOT adapter is the model without it
@@ -103,7 +108,7 @@ class AOTMixin(EffectiveBatchMixin):
             trains=True,
             same_everywhere=broadcast,
         )
-        self.reference = Reference(self, self.scorer)
+        self.reference = Reference(self, self.scorer, precomputed=reference_folder is not None)
         self.precomputed: PrecomputedReferences | None = None
         lookup = None
         columns = self.objective.samples.columns
@@ -205,8 +210,9 @@ class AOTMixin(EffectiveBatchMixin):
         return {**settings, **order, BATCH_KEYS: self.effective_batch_size}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
         model = self.model if model is None else model
+        with kept_precision(model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.accelerator.is_fsdp2 and is_peft_model(model):
             kind = self.accelerator.state.fsdp_plugin.state_dict_type
             if kind is StateDictType.FULL_STATE_DICT:

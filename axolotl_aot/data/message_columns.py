@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LOG = get_logger(__name__)
 
+LOOKED_AT = 100  # rows by which a column is judged where nothing depends on the others
+
 
 def message_columns(dataset: "Dataset", columns: list[str], roles: Collection[str], where: str) -> set[str]:
     """Those of the columns that hold nothing but lists of messages, empty cells aside.
@@ -36,6 +38,18 @@ def message_columns(dataset: "Dataset", columns: list[str], roles: Collection[st
                 f"JSON, but row {other} is not. Mend that row if the column is meant to hold conversations."
             )
     return found
+
+
+def warn_of_json_text(dataset: "Dataset", columns: list[str], roles: Collection[str], where: str) -> None:
+    """Say so where a column of text, in a file that knows lists, looks like one of conversations."""
+    for column in columns:
+        cells = dataset[:LOOKED_AT][column]
+        if all(isinstance(cell, str) and _is_message_list(cell, roles) for cell in cells):
+            LOG.warning(
+                f"{where}: `{column}` is text, and taken as such, but looks like lists of messages written "
+                "as JSON. If it is meant to hold conversations, write lists in the file (or keep it as CSV, "
+                "where such a column is decoded)."
+            )
 
 
 def _is_message_list(cell: str, roles: Collection[str]) -> bool:

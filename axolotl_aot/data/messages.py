@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, PrivateAttr
 
 from axolotl_aot.data.entry import Entry, Source
-from axolotl_aot.data.message_columns import message_columns
+from axolotl_aot.data.message_columns import message_columns, warn_of_json_text
 from axolotl_aot.data.rows import BadRow, Message, is_blank, not_text, require_field
 from axolotl_aot.data.transcripts import is_transcript, messages_of, split_pair
 from axolotl_aot.errors import AOTDataError
@@ -47,10 +47,12 @@ class TemplateEntry(Entry):
 
     def prepare(self, source: Source) -> "tuple[TemplateEntry, Dataset]":
         entry, dataset = super().prepare(source)
+        fields = (entry.model_dump().get(field) for field in CONVERSATION_FIELDS)
+        columns = [column for column in fields if column in dataset.column_names]
         if source.text_only:
-            fields = (entry.model_dump().get(field) for field in CONVERSATION_FIELDS)
-            columns = [column for column in fields if column in dataset.column_names]
             entry._message_columns = message_columns(dataset, columns, self._role_names(), source.where)
+        else:
+            warn_of_json_text(dataset, columns, self._role_names(), source.where)
         return entry, dataset
 
     # --- Prompts -----------------------------------------------------------------------------

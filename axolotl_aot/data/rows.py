@@ -61,5 +61,7 @@ def is_blank(value: Any) -> bool:
 
 def not_text(value: Any, field: str) -> BadRow:
     """The error of a value where only text can be meant."""
+    if value is None:
+        return BadRow(f"field `{field}`: one of its values is null")
     remedy = "" if isinstance(value, (list, Mapping)) else "; if it is meant, write it as text, in quotes"
     return BadRow(f"field `{field}`: expected text, found {value!r:.80}{remedy}")

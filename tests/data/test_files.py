@@ -162,6 +162,15 @@ def test_conversations_in_csv_are_decoded_where_all_are(prepare_rows):
     assert "but row 2 is not" in prepare_rows.log()
 
 
+def test_conversations_as_text_where_there_are_lists(prepare_rows):
+    rows = [{"messages": CONVERSATION, "completion": c, "label": c == "a"} for c in ("a", "b")]
+    found = prepare_rows("aot_unpaired", rows, **CHAT)
+    assert f"user\n{CONVERSATION}<" in found["prompt"][0]
+    assert "`messages` is text, and taken as such, but looks like lists of messages" in prepare_rows.log()
+    prepare_rows("aot_unpaired", [*rows, {**rows[0], "messages": "cat?"}], **CHAT)
+    assert "looks like lists of messages" not in prepare_rows.log()
+
+
 def test_a_folder_of_csv_files_and_named_ones(prepare_rows, tmp_path):
     for folder, suffix, separator in (("commas", "csv", ","), ("tabs", "tsv", "\t")):
         (tmp_path / folder).mkdir()

@@ -198,7 +198,8 @@ class RowMapper:
 
 def _prompt_number(example: Example) -> int:
     """The same for all samples with the same prompt and tools, whatever a template makes of them."""
-    text = json.dumps([example.prompt, example.tools], sort_keys=True, default=str)
+    prompt = example.prompt
+    text = prompt if isinstance(prompt, str) else json.dumps([prompt, example.tools], default=str)
     return int.from_bytes(
         blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big", signed=True
     )

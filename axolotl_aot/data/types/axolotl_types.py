@@ -125,23 +125,23 @@ class AxolotlType(Entry):
 
     def transformed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The row with the texts that the type's function makes of it."""
-        if self._transform is None:
+        transform = self._transform
+        if transform is None:
             return dict(row)
         try:
-            made = self._transform(dict(row))
+            made = transform(dict(row))
         except ROW_ERRORS as error:
             null = [name for name, value in row.items() if value is None]
             hint = f"; null: {', '.join(null)}" if null else ""
             raise BadRow(
                 f"`type: {self.type}` cannot read it ({type(error).__name__}: {error}){hint}"
             ) from error
-        require_text(row, self._transform, made, ("prompt", *self.texts), self._system_columns())
+        require_text(row, transform, made, ("prompt", *self.texts), self._system_columns())
         return {**row, **made}
 
     def _system_columns(self) -> set[str]:
         """The columns in which blank text says that there is no system message."""
-        own = self.type.get("field_system") if isinstance(self.type, dict) else None
-        return {"system", own} if own else {"system"}
+        return {"system", self.type.get("field_system")} if isinstance(self.type, dict) else {"system"}
 
     def text(self, row: Mapping[str, Any], field: str) -> str:
         """A text of the transformed row.

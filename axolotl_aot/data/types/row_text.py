@@ -38,8 +38,9 @@ def require_text(
     Raises:
         BadRow: one is null, blank, or no text.
     """
+    others = {name: value for name, value in row.items() if not isinstance(value, str) or is_blank(value)}
     written = [text for name in texts if isinstance(text := made.get(name), str)]
-    for place in _places(row):
+    for place in _places(others):
         value, column = place.value, place.path[0]
         if (isinstance(value, str) and not is_blank(value)) or (is_blank(value) and column in may_be_blank):
             continue

@@ -44,6 +44,18 @@ class AOTArgs(BaseModel):
         default="logistic",
         description="Penalty h on the difference of the quantile functions.",
     )
+    aot_entropy: float = Field(
+        default=0.0,
+        ge=0,
+        description="Entropic regularisation of the coupling: 0 is the sort, .inf compares all pairs.",
+    )
+    aot_anchor: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description='Weight of "chosen rewards dominate the base model\'s, which dominate the rejected ones" '
+        "in place of the comparison of the two.",
+    )
     aot_scope: Literal[SCOPES] = Field(
         default="effective_batch",
         description="What the sort runs over: every sample of an optimizer step, or each process's "
@@ -196,6 +208,7 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
             f"{args.aot_penalty}`: smoothing is defined for {', '.join(SMOOTHABLE_PENALTIES)} only; "
             "remove one of the two"
         )
+    _require_a_coupling(args)
     if args.aot_max_tokens_per_micro_batch and args.aot_scope != "effective_batch":
         raise AOTConfigError(
             f"`aot_max_tokens_per_micro_batch: {args.aot_max_tokens_per_micro_batch}` with `aot_scope: "
@@ -204,6 +217,29 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
     if args.aot_soft_sort_strength is not None and args.aot_sort != "soft":
         LOG.warning("aot_soft_sort_strength has no effect without `aot_sort: soft`")
     return args
+
+
+def _require_a_coupling(args: AOTArgs) -> None:
+    """Nothing is asked of the comparison of both samples that its coupling, or its absence, would ignore."""
+    asked = {
+        "aot_dominance": args.aot_dominance != "first",
+        "aot_sort": args.aot_sort != "hard",
+        "aot_label_smoothing": bool(args.aot_label_smoothing),
+        "aot_entropy": bool(args.aot_entropy),
+    }
+    for key in ("aot_dominance", "aot_sort"):
+        if args.aot_entropy and asked[key]:
+            raise AOTConfigError(
+                f"`{key}: {getattr(args, key)}` with `aot_entropy: {args.aot_entropy:g}`: an entropic "
+                "coupling replaces the sort, whose quantiles this key is about; remove one of the two"
+            )
+    for key, is_asked in asked.items():
+        if args.aot_anchor == 1 and is_asked:
+            raise AOTConfigError(
+                f"`{key}: {getattr(args, key)}` with `aot_anchor: 1`: there chosen and rejected answers are "
+                "compared with the base model alone, so that it has no effect; remove it, or set a smaller "
+                "aot_anchor"
+            )
 
 
 def _declared_rl(cfg: MutableMapping[str, Any]) -> str | None:

@@ -7,8 +7,8 @@ Notation: U is the empirical measure of `upper`, V that of `lower`; Q_U and Q_V 
 functions, step functions on (0, 1]. U dominates V to first order when Q_U(t) >= Q_V(t) for every t,
 to second order when the integral of Q_U - Q_V from 0 to p is non-negative for every p.
 
-This module and `sorting` import torch and scipy only: they know neither axolotl nor a model. Everything is
-computed in float32, or in float64 where a sample is float64.
+This module, `sorting` and `coupling` import torch and scipy only, and know neither axolotl nor a model.
+Everything is computed in float32, or in float64 where a sample is float64; the plan of a coupling in float64.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from axolotl_aot.coupling import Coupled, couple
 from axolotl_aot.sorting import SORTS
 
 Penalty = Callable[[Tensor, float], Tensor]
@@ -39,10 +40,15 @@ def _least_squares(z: Tensor, beta: float) -> Tensor:
     return (beta - z).square()
 
 
+def _sigmoid(z: Tensor, beta: float) -> Tensor:
+    return torch.sigmoid(-beta * z)  # 1 / (1 + exp(beta z))
+
+
 PENALTIES: dict[str, Penalty] = {
     "logistic": _logistic,
     "squared_hinge": _squared_hinge,
     "least_squares": _least_squares,
+    "sigmoid": _sigmoid,
 }
 
 # Only a penalty that is a negative log-likelihood has a label to smooth.
@@ -159,19 +165,26 @@ def dominance_loss(
     label_smoothing: float = 0.0,
     upper_weights: Tensor | None = None,
     lower_weights: Tensor | None = None,
+    entropy: float = 0.0,
 ) -> Tensor:
     """Penalised violation of "`upper` dominates `lower`" (arXiv 2406.05882, section 3).
 
     For first order, the integral over t in [0, 1] of h(Q_U(t) - Q_V(t)), with h the penalty:
-    `log(1 + exp(-beta z))` (logistic), `max(0, beta - z)^2` (squared_hinge) or `(beta - z)^2`
-    (least_squares). It equals the optimal transport cost between both samples with the cost
-    h(u - v), and with as many `upper` as `lower` it is the mean over matched ranks. For second
-    order, h is applied to the integral of Q_U - Q_V up to each step's end instead.
+    `log(1 + exp(-beta z))` (logistic), `max(0, beta - z)^2` (squared_hinge), `(beta - z)^2`
+    (least_squares) or `1 / (1 + exp(beta z))` (sigmoid). For the first three, which are convex, it equals
+    the optimal transport cost between both samples with the cost h(u - v); the sigmoid is not convex, and
+    the sort is then no plan of least cost. With as many `upper` as `lower` it is the mean over matched
+    ranks. For second order, h is applied to the integral of Q_U - Q_V up to each step's end instead.
+
+    With an entropy above 0 it is the minimum over couplings gamma of <gamma, C> + entropy KL(gamma | a x b),
+    C_ij = h(u_i - v_j), a and b the masses: towards 0 the optimal transport cost, at infinity the mean of h
+    over all pairs. Its derivative is that of <gamma, C> with the minimising gamma held fixed (envelope
+    theorem). See `axolotl_aot.coupling`, also for what happens to very many values.
 
     Args:
         upper: rewards that must dominate, shape (n,), in nats; differentiable.
         lower: rewards that they must dominate, shape (m,), in nats; differentiable.
-        beta: steepness (logistic, 1/nats) or margin (the others, nats); positive.
+        beta: steepness (logistic and sigmoid, 1/nats) or margin (the others, nats); positive.
         penalty: one of `PENALTIES`.
         dominance: one of `DOMINANCES`.
         sort: one of `SORTS`.
@@ -184,6 +197,8 @@ def dominance_loss(
         label_smoothing: e in [0, 0.5): `(1 - e) h(z) + e h(-z)`; logistic only.
         upper_weights: non-negative masses, shape (n,), normalised to sum to 1; uniform where None.
         lower_weights: the same for `lower`, shape (m,).
+        entropy: regularisation of the coupling, in units of h, from 0, the sort, to infinity, all pairs; with
+            first order and the hard sort only.
 
     Returns:
         The loss, a scalar of float32, or of float64 where a sample is float64.
@@ -192,7 +207,20 @@ def dominance_loss(
         ValueError: an empty or non-finite sample, weights that are negative, non-finite, all zero or
             of another shape, an unknown option, or a number outside its range.
     """
-    _require_objective(beta, penalty, dominance, label_smoothing)
+    cost = _cost(beta, penalty, label_smoothing)
+    _require_choice("dominance", dominance, DOMINANCES)
+    if entropy:
+        _require_coupling(entropy, dominance, sort)
+        return coupled(
+            upper,
+            lower,
+            beta=beta,
+            penalty=penalty,
+            label_smoothing=label_smoothing,
+            upper_weights=upper_weights,
+            lower_weights=lower_weights,
+            entropy=entropy,
+        ).loss
     steps = quantile_steps(
         upper,
         lower,
@@ -202,11 +230,87 @@ def dominance_loss(
         lower_weights=lower_weights,
     )
     z = DOMINANCES[dominance].argument(steps.upper - steps.lower, steps.mass)
-    h = PENALTIES[penalty]
-    cost = h(z, beta)
-    if label_smoothing:
-        cost = (1 - label_smoothing) * cost + label_smoothing * h(-z, beta)
-    return (steps.mass * cost).sum()
+    return (steps.mass * cost(z)).sum()
+
+
+def coupled(
+    upper: Tensor,
+    lower: Tensor,
+    *,
+    beta: float,
+    entropy: float,
+    penalty: str = "logistic",
+    label_smoothing: float = 0.0,
+    upper_weights: Tensor | None = None,
+    lower_weights: Tensor | None = None,
+) -> Coupled:
+    """The entropic coupling of two samples, with the loss of `dominance_loss` for an entropy above 0.
+
+    Arguments and errors as there.
+    """
+    _require_coupling(entropy)
+    sides = []
+    dtype = torch.promote_types(torch.promote_types(upper.dtype, lower.dtype), torch.float32)
+    for name, sample, weights in (("upper", upper, upper_weights), ("lower", lower, lower_weights)):
+        _require_sample(name, sample)
+        mass = _masses(f"{name}_weights", weights, sample)
+        values, order = torch.sort(sample.to(dtype), stable=True)
+        sides.append((values, mass[order] / mass.sum()))
+    (u, a), (v, b) = sides
+    return couple(u, v, a, b, _cost(beta, penalty, label_smoothing), entropy)
+
+
+def anchor_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    beta: float,
+    penalty: str = "logistic",
+    chosen_weights: Tensor | None = None,
+    rejected_weights: Tensor | None = None,
+) -> Tensor:
+    """(E h(u) + E h(-v)) / 2: chosen rewards dominate those of the base model, and these the rejected ones.
+
+    The base model's own rewards are 0, a measure of one point, with which there is but one coupling, so that
+    nothing is sorted. If both hold, chosen dominate rejected rewards by transitivity. With the sigmoid it is
+    APO-zero (D'Oosterlinck et al., arXiv 2408.06266) on as many chosen as rejected answers.
+
+    Args:
+        chosen: rewards of chosen answers, shape (n,), in nats; differentiable. None of them: no part in it.
+        rejected: rewards of rejected answers, shape (m,), in nats; differentiable. As `chosen`.
+        beta, penalty: as for `dominance_loss`.
+        chosen_weights: non-negative masses, shape (n,), normalised to sum to 1; uniform where None.
+        rejected_weights: the same for `rejected`, shape (m,).
+
+    Returns:
+        The loss, a scalar of float32, or of float64 where a sample is float64.
+
+    Raises:
+        ValueError: both samples are empty, or what `dominance_loss` refuses.
+    """
+    cost = _cost(beta, penalty)
+    if not len(chosen) and not len(rejected):
+        raise ValueError("chosen and rejected are both empty")
+    dtype = torch.promote_types(torch.promote_types(chosen.dtype, rejected.dtype), torch.float32)
+    total = chosen.new_zeros((), dtype=dtype)
+    for name, sample, weights, sign in (
+        ("chosen", chosen, chosen_weights, 1),
+        ("rejected", rejected, rejected_weights, -1),
+    ):
+        if len(sample):
+            _require_sample(name, sample)
+            mass = _masses(f"{name}_weights", weights, sample)
+            total = total + ((mass / mass.sum()).to(dtype) * cost(sign * sample.to(dtype))).sum() / 2
+    return total
+
+
+def _cost(beta: float, penalty: str, label_smoothing: float = 0.0) -> Callable[[Tensor], Tensor]:
+    """The penalty as a function of the difference alone."""
+    _require_penalty(beta, penalty, label_smoothing)
+    h, e = PENALTIES[penalty], label_smoothing
+    if e:
+        return lambda z: (1 - e) * h(z, beta) + e * h(-z, beta)
+    return lambda z: h(z, beta)
 
 
 class Violation(NamedTuple):
@@ -253,9 +357,8 @@ def _require_choice(name: str, value: str, choices: Iterable[str]) -> None:
         raise ValueError(f"unknown {name} {value!r}: must be one of {', '.join(choices)}.{hint}")
 
 
-def _require_objective(beta: float, penalty: str, dominance: str, label_smoothing: float) -> None:
+def _require_penalty(beta: float, penalty: str, label_smoothing: float) -> None:
     _require_choice("penalty", penalty, PENALTIES)
-    _require_choice("dominance", dominance, DOMINANCES)
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
     if not 0 <= label_smoothing < 0.5:
@@ -263,6 +366,16 @@ def _require_objective(beta: float, penalty: str, dominance: str, label_smoothin
     if label_smoothing and penalty not in SMOOTHABLE_PENALTIES:
         raise ValueError(
             f"label_smoothing needs penalty {' or '.join(SMOOTHABLE_PENALTIES)}, got {penalty!r}"
+        )
+
+
+def _require_coupling(entropy: float, dominance: str = "first", sort: str = "hard") -> None:
+    if not entropy > 0:
+        raise ValueError(f"entropy must not be negative, got {entropy}")
+    if dominance != "first" or sort != "hard":
+        raise ValueError(
+            "entropy above 0 replaces the sort: it needs dominance 'first' and sort 'hard', got "
+            f"{dominance!r} and {sort!r}"
         )
 
 

@@ -77,7 +77,7 @@ FLOORS = (
     {"config"},
     {"scoring", "data", "checks", "unread_keys"},
     {"dominance", "quantiles", "errors", "samples", "quickstart"},
-    {"sorting"},
+    {"sorting", "coupling"},
 )
 FLOOR = {place: number for number, places in enumerate(FLOORS) for place in places}
 MODULES = {

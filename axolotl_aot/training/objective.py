@@ -5,6 +5,7 @@ the reference's; `rl: aot_unpaired` (eq. 7) that the rewards of chosen answers d
 ones. Both are minimised as `axolotl_aot.dominance.dominance_loss`. Nothing here knows a model or a trainer.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
@@ -13,9 +14,16 @@ import torch
 from torch import Tensor
 
 from axolotl_aot.config import AOTArgs
-from axolotl_aot.dominance import dominance_loss, violation
+from axolotl_aot.coupling import Coupled
+from axolotl_aot.dominance import anchor_loss, coupled, dominance_loss, violation
 from axolotl_aot.quantiles import MARGIN_METRICS, margins
 from axolotl_aot.samples import SAMPLE_TYPES, SampleType
+
+LOG = logging.getLogger(__name__)
+
+# What is logged of each label besides: by which name answers stand on the wrong side of the base model, and
+# the sign of the right side.
+ANCHOR_METRICS = {"chosen": ("chosen_below_base", 1), "rejected": ("rejected_above_base", -1)}
 
 
 class Scores(NamedTuple):
@@ -67,6 +75,7 @@ class Objective(ABC):
     def __init__(self, args: AOTArgs, beta: float):
         self.args = args
         self.beta = beta
+        self.plans = PlanCount()
 
     @property
     def samples(self) -> SampleType:
@@ -87,11 +96,14 @@ class Objective(ABC):
         """What is compared."""
 
     def loss(self, scores: Scores) -> Tensor:
-        """The sum of `TERMS`, a scalar; 0, with a gradient of 0, where a label is absent."""
+        """The weighted sum of `TERMS`, a scalar, without those that need a label that is absent."""
         chosen, rejected = self.chosen_and_rejected(scores)
-        if not (len(chosen.policy) and len(rejected.policy)):
-            return 0 * scores.policy.sum()
-        return sum(term(self, chosen, rejected) for term in TERMS)
+        total = 0 * scores.policy.sum()  # so that there is a gradient, of 0, where no term has a part in it
+        for term in TERMS:
+            weight = term.weight(self.args)
+            if weight and not (term.needs_both and not (len(chosen.policy) and len(rejected.policy))):
+                total = total + weight * term.value(self, chosen, rejected)
+        return total
 
     def loss_and_gradient(self, scores: Scores) -> tuple[Tensor, Tensor]:
         """The loss, and its derivative by each answer's log-probability under the policy, (answers,)."""
@@ -113,11 +125,22 @@ class Objective(ABC):
                 rewards[side] = self.beta * own.rewards
                 found[f"rewards/{side}"] = rewards[side].mean()
                 found[f"logps/{side}"] = own.policy.mean()
+                found.update(_anchor_metrics(side, own))
         if len(rewards) == 2:
             found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
             if self.samples.paired:
                 found["rewards/accuracies"] = (rewards["chosen"] > rewards["rejected"]).float().mean()
-            found.update(_dominance_metrics(self.distributions(**answers)))
+            compared = self.distributions(**answers)
+            found.update(_dominance_metrics(compared))
+            if self.args.aot_entropy and self.args.aot_anchor < 1:
+                plan = coupled(
+                    **compared._asdict(),
+                    beta=self.beta,
+                    penalty=self.args.aot_penalty,
+                    label_smoothing=self.args.aot_label_smoothing,
+                    entropy=self.args.aot_entropy,
+                )
+                found["dominance/rank_displacement"] = plan.displacement
         return {name: value.item() for name, value in found.items()}
 
 
@@ -153,23 +176,77 @@ class UnpairedObjective(Objective):
 # --- The terms of the loss --------------------------------------------------------------------
 
 
+class Term(NamedTuple):
+    """A part of the loss.
+
+    weight: its weight, by the YAML's keys. value: a scalar, of the objective and of the scores of chosen and
+    rejected answers. needs_both: whether it compares answers of both labels; of steps with one label it is
+    left out then.
+    """
+
+    weight: Callable[[AOTArgs], float]
+    value: Callable[[Objective, Scores, Scores], Tensor]
+    needs_both: bool
+
+
 def _dominance(objective: Objective, chosen: Scores, rejected: Scores) -> Tensor:
+    """Chosen dominates rejected (arXiv 2406.05882), under the sort or an entropic coupling."""
     args = objective.args
-    return dominance_loss(
+    shared = {
         **objective.distributions(chosen, rejected)._asdict(),
-        beta=objective.beta,
-        penalty=args.aot_penalty,
+        "beta": objective.beta,
+        "penalty": args.aot_penalty,
+        "label_smoothing": args.aot_label_smoothing,
+    }
+    if args.aot_entropy:
+        found = coupled(**shared, entropy=args.aot_entropy)
+        objective.plans.count(found)
+        return found.loss
+    return dominance_loss(
+        **shared,
         dominance=args.aot_dominance,
         sort=args.aot_sort,
         soft_sort_strength=args.aot_soft_sort_strength,
-        label_smoothing=args.aot_label_smoothing,
     )
 
 
-# The loss is the sum of these. Each is given the objective, for the YAML's keys, and the scores of the chosen
-# and of the rejected answers, of which there is at least one each; it returns a scalar. A term that acts on
-# each answer alone has its place here, too.
-TERMS: tuple[Callable[[Objective, Scores, Scores], Tensor], ...] = (_dominance,)
+def _anchor(objective: Objective, chosen: Scores, rejected: Scores) -> Tensor:
+    """Chosen rewards dominate the base model's, and these the rejected ones."""
+    return anchor_loss(
+        chosen.rewards,
+        rejected.rewards,
+        beta=objective.beta,
+        penalty=objective.args.aot_penalty,
+        chosen_weights=chosen.weight,
+        rejected_weights=rejected.weight,
+    )
+
+
+# A term that acts on each answer alone has its place here, too.
+TERMS = (
+    Term(lambda args: 1 - args.aot_anchor, _dominance, needs_both=True),
+    Term(lambda args: args.aot_anchor, _anchor, needs_both=False),
+)
+
+
+class PlanCount:
+    """How many entropic couplings were found so far, and how many of them only roughly."""
+
+    def __init__(self) -> None:
+        self.plans = self.unconverged = 0
+
+    def count(self, found: Coupled) -> None:
+        """Add what was found; warns of the first that did not converge, and of every tenfold number."""
+        self.plans += found.plans
+        for _ in range(found.unconverged):
+            self.unconverged += 1
+            if set(str(self.unconverged)[1:]) <= {"0"} and str(self.unconverged)[0] == "1":
+                LOG.warning(
+                    "%d of %d entropic couplings so far were not found to their tolerance within the cap on "
+                    "iterations, and are rough: enlarge aot_entropy",
+                    self.unconverged,
+                    self.plans,
+                )
 
 
 def _dominance_metrics(distributions: Distributions) -> dict[str, Tensor]:
@@ -180,3 +257,12 @@ def _dominance_metrics(distributions: Distributions) -> dict[str, Tensor]:
         "dominance/violation_rate": shortfall.rate,
         **dict(zip(MARGIN_METRICS.values(), margins(*arrays), strict=True)),
     }
+
+
+def _anchor_metrics(side: str, answers: Scores) -> dict[str, Tensor]:
+    """How far answers lie on the wrong side of the base model: mean depth in nats, and share, by mass."""
+    name, sign = ANCHOR_METRICS[side]
+    weight = torch.ones_like(answers.rewards) if answers.weight is None else answers.weight
+    mass = weight.double() / weight.double().sum()
+    depth = (-sign * answers.rewards.double()).clamp(min=0)
+    return {f"dominance/{name}": (mass * depth).sum(), f"dominance/{name}_rate": (mass * (depth > 0)).sum()}

@@ -1,0 +1,231 @@
+"""Entropic couplings and the anchor, against POT's Sinkhorn, closed forms, loops and finite differences."""
+
+import math
+import time
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+from axolotl_aot.coupling import BLOCK, blocks, couple, entropic_plan
+from axolotl_aot.dominance import PENALTIES, anchor_loss, coupled, dominance_loss
+
+H = {
+    "logistic": lambda z, beta: np.logaddexp(0, -beta * z),
+    "squared_hinge": lambda z, beta: np.maximum(0, beta - z) ** 2,
+    "least_squares": lambda z, beta: (beta - z) ** 2,
+    "sigmoid": lambda z, beta: 1 / (1 + np.exp(beta * z)),
+}
+
+
+def sample(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Rewards: normal, heavy-tailed, or with many ties."""
+    kind = rng.integers(3)
+    if kind == 0:
+        return rng.normal(0, 2, size)
+    if kind == 1:
+        return rng.standard_t(2, size)
+    return rng.integers(-3, 4, size).astype(float)
+
+
+def case(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None, str, float, float]:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 30))
+    m = n if rng.integers(2) else int(rng.integers(1, 30))
+    weights = [rng.uniform(0.1, 3, size) if rng.integers(2) else None for size in (n, m)]
+    penalty = list(H)[seed % len(H)]
+    beta = float(rng.choice([0.1, 0.5, 1.0]))
+    return sample(rng, n), sample(rng, m), *weights, penalty, beta, float(rng.choice([0.3, 1.0, 3.0]))
+
+
+def masses(weights: np.ndarray | None, size: int) -> np.ndarray:
+    weights = np.ones(size) if weights is None else weights
+    return weights / weights.sum()
+
+
+def tensors(*arrays) -> list:
+    return [None if array is None else torch.tensor(array, dtype=torch.float64) for array in arrays]
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_plan_and_value_are_those_of_pots_sinkhorn(seed):
+    u, v, w_u, w_v, penalty, beta, entropy = case(seed)
+    u, v = np.sort(u), np.sort(v)
+    a, b = masses(w_u, len(u)), masses(w_v, len(v))
+    cost = H[penalty](u[:, None] - v, beta)
+    options = {"method": "sinkhorn_log", "stopThr": 1e-12, "numItermax": 100_000}
+    expected = ot.sinkhorn(a, b, cost, entropy, **options)
+    found = entropic_plan(*tensors(cost, a, b), entropy)
+    assert found.converged
+    if abs(expected.sum(1) - a).sum() > 1e-8:  # POT's iterations hardly move here: they are not at their end
+        assert abs(found.mass.sum(1).numpy() - a).sum() < 1e-12
+        return
+    np.testing.assert_allclose(found.mass, expected, atol=1e-7)
+    kl = (expected * np.log(np.maximum(expected, 1e-300) / np.outer(a, b))).sum()
+    loss = dominance_loss(
+        *tensors(u, v),
+        beta=beta,
+        penalty=penalty,
+        entropy=entropy,
+        **dict(zip(("upper_weights", "lower_weights"), tensors(w_u, w_v), strict=True)),
+    )
+    assert loss.item() == pytest.approx((expected * cost).sum() + entropy * kl, abs=1e-9, rel=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_marginals_are_exact(seed):
+    u, v, w_u, w_v, penalty, beta, _ = case(seed)
+    a, b = tensors(masses(w_u, len(u)), masses(w_v, len(v)))
+    cost = torch.tensor(H[penalty](np.sort(u)[:, None] - np.sort(v), beta))
+    for entropy in (1e-12, 1e-3, 1.0, 1e3, math.inf):
+        plan = entropic_plan(cost, a, b, entropy).mass
+        assert (plan >= 0).all()
+        torch.testing.assert_close(plan.sum(1), a, atol=1e-12, rtol=0)
+        torch.testing.assert_close(plan.sum(0), b, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_without_entropy_it_is_the_sort(seed):
+    u, v, w_u, w_v, penalty, beta, _ = case(seed)
+    if penalty == "sigmoid":  # not convex: the sort is not the plan of least cost
+        penalty = "logistic"
+    weights = dict(zip(("upper_weights", "lower_weights"), tensors(w_u, w_v), strict=True))
+    options = {"beta": beta, "penalty": penalty, **weights}
+    sort = dominance_loss(*tensors(u, v), **options).item()
+    assert dominance_loss(*tensors(u, v), **options, entropy=1e-8).item() == pytest.approx(sort, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_infinite_entropy_compares_all_pairs(seed):
+    u, v, w_u, w_v, penalty, beta, _ = case(seed)
+    a, b = masses(w_u, len(u)), masses(w_v, len(v))
+    mean = sum(a[i] * b[j] * H[penalty](u[i] - v[j], beta) for i in range(len(u)) for j in range(len(v)))
+    weights = dict(zip(("upper_weights", "lower_weights"), tensors(w_u, w_v), strict=True))
+    for entropy, tolerance in ((math.inf, 1e-9), (1e9, 1e-6)):
+        found = dominance_loss(*tensors(u, v), beta=beta, penalty=penalty, entropy=entropy, **weights)
+        assert found.item() == pytest.approx(mean, abs=tolerance)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_gradient_is_that_of_the_loss(seed):
+    u, v, w_u, w_v, penalty, beta, entropy = case(seed)
+    rng = np.random.default_rng(seed)
+    u, v = u + rng.normal(0, 1e-2, len(u)), v + rng.normal(0, 1e-2, len(v))  # no two are equal
+    weights = dict(zip(("upper_weights", "lower_weights"), tensors(w_u, w_v), strict=True))
+
+    def loss(u, v):
+        return dominance_loss(u, v, beta=beta, penalty=penalty, entropy=entropy, **weights)
+
+    inputs = [x.requires_grad_() for x in tensors(u, v)]
+    gradients = torch.autograd.grad(loss(*inputs), inputs)
+    step = 1e-5
+    for k, (x, gradient) in enumerate(zip((u, v), gradients, strict=True)):
+        for i in range(len(x)):
+            ends = []
+            for sign in (1, -1):
+                moved = [u.copy(), v.copy()]
+                moved[k][i] += sign * step
+                ends.append(loss(*tensors(*moved)).item())
+            assert gradient[i].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=2e-6)
+
+
+def test_label_smoothing_is_in_the_cost():
+    u, v = tensors([0.3, -1.0, 2.0], [0.5, -0.2])
+    h, e = PENALTIES["logistic"], 0.2
+    z = u[:, None] - v
+    mean = ((1 - e) * h(z, 0.7) + e * h(-z, 0.7)).mean()
+    found = dominance_loss(u, v, beta=0.7, label_smoothing=e, entropy=math.inf)
+    assert found.item() == pytest.approx(mean.item())
+
+
+@pytest.mark.parametrize(("n", "m"), [(3_000, 3_000), (5_000, 300), (7, 3_000_000 // 7)])
+def test_many_values_are_coupled_in_blocks(n, m):
+    a, b = torch.full((n,), 1 / n), torch.full((m,), 1 / m)
+    parts = list(blocks(a, b))
+    assert sum(part.share for part in parts) == pytest.approx(1, abs=1e-4)
+    for side, size in ((0, n), (1, m)):
+        assert torch.equal(torch.cat([part[side] for part in parts]).sort().values, torch.arange(size))
+    assert all(len(part.upper) * len(part.lower) <= 1.1 * BLOCK**2 for part in parts)
+    again = list(blocks(a, b))
+    assert all(torch.equal(x.upper, y.upper) for x, y in zip(parts, again, strict=True))
+
+
+def test_blocks_are_close_to_the_whole():
+    torch.manual_seed(0)
+    u, v = torch.randn(2_500).sort().values, (torch.randn(2_500) - 0.5).sort().values
+    mass = torch.full((2_500,), 1 / 2_500, dtype=torch.float64)
+
+    def cost(z):
+        return PENALTIES["logistic"](z, 1.0)
+
+    found = couple(u, v, mass, mass, cost, 1.0)
+    assert found.plans == 3
+    plan = entropic_plan(cost(u[:, None] - v), mass, mass, 1.0)
+    whole = (plan.mass * cost(u[:, None] - v)).sum() + torch.xlogy(plan.mass, plan.mass * 2_500**2).sum()
+    assert found.loss.item() == pytest.approx(whole.item(), rel=5e-3)
+
+
+def test_the_displacement_of_ranks():
+    torch.manual_seed(0)
+    u, v = torch.randn(200), torch.randn(200)
+    found = [coupled(u, v, beta=1.0, entropy=e).displacement.item() for e in (1e-9, 0.03, 0.3, math.inf)]
+    assert found == sorted(found)
+    assert found[0] == pytest.approx(0, abs=1e-2)
+    assert found[-1] == pytest.approx((1 - 1 / 200**2) / 3)  # of two uniform ranks, by hand
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"entropy": -1.0}, "entropy must not be negative"),
+        ({"entropy": math.nan}, "entropy must not be negative"),
+        ({"entropy": 1.0, "dominance": "second"}, "needs dominance 'first' and sort 'hard'"),
+        ({"entropy": 1.0, "sort": "soft"}, "needs dominance 'first' and sort 'hard'"),
+        ({"entropy": 1.0, "upper_weights": torch.tensor([-1.0, 1.0])}, "upper_weights must be finite"),
+    ],
+)
+def test_what_is_no_coupling(options, message):
+    with pytest.raises(ValueError, match=message):
+        dominance_loss(torch.tensor([1.0, 2.0]), torch.tensor([0.0]), beta=1.0, **options)
+
+
+@pytest.mark.timing
+@pytest.mark.slow
+def test_512_against_512_takes_less_than_50_ms():
+    torch.manual_seed(0)
+    u, v = (torch.randn(512).mul(3).requires_grad_() for _ in range(2))
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        loss = dominance_loss(u, v, beta=1.0, entropy=1.0)
+        torch.autograd.grad(loss, (u, v))
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[10] < 0.05
+
+
+# --- The anchor ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_anchor_by_a_loop(seed):
+    u, v, w_u, w_v, penalty, beta, _ = case(seed)
+    expected = 0.0
+    for x, weights, sign in ((u, w_u, 1), (v, w_v, -1)):
+        mass = masses(weights, len(x))
+        for i in range(len(x)):
+            expected += mass[i] * float(H[penalty](np.float64(sign * x[i]), beta)) / 2
+    names = ("chosen_weights", "rejected_weights")
+    options = dict(zip(names, tensors(w_u, w_v), strict=True))
+    assert anchor_loss(*tensors(u, v), beta=beta, penalty=penalty, **options).item() == pytest.approx(
+        expected
+    )
+
+
+def test_the_anchor_of_one_label():
+    u, nothing = torch.tensor([0.5, -1.0]), torch.tensor([])
+    expected = torch.sigmoid(-2 * u).mean().item() / 2
+    assert anchor_loss(u, nothing, beta=2.0, penalty="sigmoid").item() == pytest.approx(expected)
+    assert anchor_loss(nothing, -u, beta=2.0, penalty="sigmoid").item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="both empty"):
+        anchor_loss(nothing, nothing, beta=2.0)

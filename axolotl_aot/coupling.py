@@ -16,7 +16,8 @@ from torch import Tensor
 
 Cost = Callable[[Tensor], Tensor]
 
-TOLERANCE = 1e-9  # of the plan's marginals, the sum of the absolute differences
+# Of the plan's marginals, the sum of the absolute differences, by the type of the costs.
+TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-9}
 MAX_ITERATIONS = 200
 CHECK_EVERY = 5  # iterations
 MAX_NEWTON_STEPS = 50
@@ -30,7 +31,7 @@ BLOCK_SEED = 0  # the same blocks on all processes
 class Plan(NamedTuple):
     """A coupling. mass: (n, m), non-negative, with exactly the marginals that were asked for.
 
-    converged: whether the iterations came within `TOLERANCE` of them.
+    converged: whether the iterations came within `TOLERANCES` of them.
     """
 
     mass: Tensor
@@ -98,22 +99,26 @@ def couple(
     return Coupled(value + slopes, displacement, unconverged, plans)
 
 
-def entropic_plan(cost: Tensor, upper_mass: Tensor, lower_mass: Tensor, entropy: float) -> Plan:
+def entropic_plan(
+    cost: Tensor, upper_mass: Tensor, lower_mass: Tensor, entropy: float, tolerance: float | None = None
+) -> Plan:
     """The plan of least <gamma, C> + entropy KL(gamma | a x b): Sinkhorn's iterations, then Newton's steps.
 
     cost: (n, m). upper_mass, lower_mass: (n,) and (m,), each of sum 1; values of mass 0 have no part in it.
-    entropy: above 0, in units of the cost; infinity gives the product.
+    entropy: above 0, in units of the cost; infinity gives the product. tolerance: by default that of
+    `TOLERANCES`.
 
     The scalings are kept in the log-domain where they grow large (Schmitzer, arXiv 1610.06519), and begin
     with the dual potentials of the north-west corner, which are the solution for a vanishing entropy where
     the cost is a convex function of the difference and both samples are sorted.
     """
+    tolerance = tolerance or TOLERANCES[cost.dtype]
     cost, a, b = (t.detach().double() for t in (cost, upper_mass, lower_mass))
     if math.isinf(entropy):
         return Plan(a[:, None] * b, True)
     rows, columns = a > 0, b > 0
     if not (rows.all() and columns.all()):
-        inner = entropic_plan(cost[rows][:, columns], a[rows], b[columns], entropy)
+        inner = entropic_plan(cost[rows][:, columns], a[rows], b[columns], entropy, tolerance)
         mass = cost.new_zeros(cost.shape)
         mass[torch.outer(rows, columns)] = inner.mass.flatten()
         return Plan(mass, inner.converged)
@@ -121,9 +126,9 @@ def entropic_plan(cost: Tensor, upper_mass: Tensor, lower_mass: Tensor, entropy:
     # of a cost that is not convex f + g may exceed it: so the largest that do not are taken (c-transforms)
     f = (cost - g).min(dim=1).values
     g = (cost - f[:, None]).min(dim=0).values
-    f, g, converged = _sinkhorn(cost, f, g, a, b, entropy)
+    f, g, converged = _sinkhorn(cost, f, g, a, b, entropy, tolerance)
     if not converged:
-        f, g, converged = _newton(cost, f, g, a, b, entropy)
+        f, g, converged = _newton(cost, f, g, a, b, entropy, tolerance)
     mass = _with_marginals(_kernel(cost, f, g, a, b, entropy), a, b)
     if not converged:
         # with next to no entropy the iterations hardly move, and the corner's own plan may be the better one
@@ -158,7 +163,7 @@ def blocks(upper_mass: Tensor, lower_mass: Tensor) -> Iterator[Block]:
 
 
 def _sinkhorn(
-    cost: Tensor, f: Tensor, g: Tensor, a: Tensor, b: Tensor, entropy: float
+    cost: Tensor, f: Tensor, g: Tensor, a: Tensor, b: Tensor, entropy: float, tolerance: float
 ) -> tuple[Tensor, Tensor, bool]:
     """Potentials by Sinkhorn's iterations from given ones, and whether they came to the tolerance."""
     kernel = _kernel(cost, f, g, a, b, entropy)
@@ -170,17 +175,17 @@ def _sinkhorn(
         if iteration % CHECK_EVERY:
             continue
         error = (x * (kernel @ y) - a).abs().sum().item()
-        if error < TOLERANCE:
+        if error < tolerance:
             break
         if max(x.log().abs().max().item(), y.log().abs().max().item()) > ABSORB:
             f, g = f + entropy * x.log(), g + entropy * y.log()
             kernel = _kernel(cost, f, g, a, b, entropy)
             x, y = torch.ones_like(a), torch.ones_like(b)
-    return f + entropy * x.log(), g + entropy * y.log(), error < TOLERANCE
+    return f + entropy * x.log(), g + entropy * y.log(), error < tolerance
 
 
 def _newton(
-    cost: Tensor, f: Tensor, g: Tensor, a: Tensor, b: Tensor, entropy: float
+    cost: Tensor, f: Tensor, g: Tensor, a: Tensor, b: Tensor, entropy: float, tolerance: float
 ) -> tuple[Tensor, Tensor, bool]:
     """Potentials by Newton's method on the dual from given ones, where Sinkhorn's iterations hardly move.
 
@@ -192,7 +197,7 @@ def _newton(
         kernel = _kernel(cost, f, g, a, b, entropy)
         rows, columns = kernel.sum(1), kernel.sum(0)
         residual = torch.cat([a - rows, b - columns])
-        if residual.abs().sum() < TOLERANCE:
+        if residual.abs().sum() < tolerance:
             return f, g, True
         hessian = torch.block_diag(rows.diag(), columns.diag())
         hessian[:n, n:], hessian[n:, :n] = kernel, kernel.T
@@ -224,7 +229,7 @@ def _kernel(cost: Tensor, f: Tensor, g: Tensor, a: Tensor, b: Tensor, entropy: f
 def _staircase(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The north-west corner's staircase: the pairs (i, j) that it goes through, and which steps are of i.
 
-    It goes from the first pair to the last, one step in one sample at a time, in the order in which the masses
+    It goes from the first pair to the last, one step in one sample at a time, in the order in which masses
     are used up.
     """
     ends = torch.cat([a.cumsum(0)[:-1], b.cumsum(0)[:-1]])

@@ -42,6 +42,8 @@ def test_another_rl_is_left_alone(cfg):
 def test_settings_have_the_documented_defaults():
     assert settings({}).model_dump() == {
         "aot_penalty": "logistic",
+        "aot_entropy": 0.0,
+        "aot_anchor": 0.0,
         "aot_scope": "effective_batch",
         "aot_dominance": "first",
         "aot_sort": "hard",

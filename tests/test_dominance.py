@@ -17,12 +17,14 @@ COSTS = {  # written again, in NumPy, from the paper's table
     "logistic": lambda z: np.logaddexp(0, -BETA * z),
     "squared_hinge": lambda z: np.maximum(0, BETA - z) ** 2,
     "least_squares": lambda z: (BETA - z) ** 2,
+    "sigmoid": lambda z: 1 / (1 + np.exp(BETA * z)),
 }
 SLOPES = {
     "logistic": lambda z: -BETA / (1 + np.exp(BETA * z)),
     "squared_hinge": lambda z: -2 * np.maximum(0, BETA - z),
     "least_squares": lambda z: -2 * (BETA - z),
 }
+CONVEX = [name for name in COSTS if name != "sigmoid"]  # of which the sort is the plan of least cost
 SIZES = [(1, 1), (7, 7), (64, 64), (5, 3), (1, 6), (13, 40), (101, 37)]
 
 
@@ -46,7 +48,7 @@ def test_the_tables_are_those_of_this_test():
 
 @pytest.mark.parametrize("sample", [normal, ties, heavy_tails])
 @pytest.mark.parametrize(("n", "m"), SIZES)
-@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("penalty", CONVEX)
 def test_value_is_the_optimal_transport_cost(penalty, n, m, sample):
     upper, lower = sample(n, 1), sample(m, 2)
     cost = COSTS[penalty](upper.numpy()[:, None] - lower.numpy()[None, :])
@@ -56,7 +58,7 @@ def test_value_is_the_optimal_transport_cost(penalty, n, m, sample):
 
 
 @pytest.mark.parametrize(("n", "m"), SIZES)
-@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("penalty", CONVEX)
 def test_gradient_is_that_of_the_optimal_plan(penalty, n, m):
     # envelope theorem: the plan is constant to first order, so only the cost is differentiated
     upper, lower = normal(n, 1).requires_grad_(), normal(m, 2).requires_grad_()

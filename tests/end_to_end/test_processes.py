@@ -57,6 +57,15 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(processes, config, expected,
         assert_same(run, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("config", BOTH, indirect=True, ids="-".join)
+def test_an_entropic_coupling_with_an_anchor(processes, config, tmp_path):
+    keys = {"aot_entropy": 0.5, "aot_anchor": 0.3, "aot_penalty": "sigmoid"}
+    (whole,) = train(processes, config, tmp_path / "whole", WHOLE, **keys).steps
+    for name, cut, more in (("two", (2, 4, 2), {}), ("four", (4, 2, 2), {}), ("fsdp2", (2, 2, 4), FSDP2)):
+        assert_same(train(processes, config, tmp_path / name, cut, **keys, **more), whole)
+
+
 @pytest.mark.parametrize("config", slow_except(BOTH, KINDS), indirect=True, ids="-".join)
 def test_engines_that_shard(processes, config, expected, tmp_path):
     # three micro-batches of 2 x 2 in an epoch's last step, where there are four in the others

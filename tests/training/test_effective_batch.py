@@ -47,6 +47,7 @@ def cut(micro_batch: int, accumulation: int) -> dict:
             {"aot_dominance": "second", "aot_sort": "soft"},
             {"aot_padding_free": False},
             {"aot_max_tokens_per_micro_batch": 120},
+            {"aot_entropy": 0.5, "aot_anchor": 0.3, "aot_penalty": "sigmoid"},
         ],
     ),
     indirect=["config", "adapter"],
@@ -290,6 +291,7 @@ def test_options_reach_the_loss(build, config, penalty):
         "logistic": lambda z: np.logaddexp(0, -0.1 * z),
         "squared_hinge": lambda z: np.maximum(0, 0.1 - z) ** 2,
         "least_squares": lambda z: (0.1 - z) ** 2,
+        "sigmoid": lambda z: 1 / (1 + np.exp(0.1 * z)),
     }
     trainer = build(
         {**config, "aot_penalty": penalty, "aot_dominance": "second", **cut(4, 4), "max_steps": 3}
@@ -359,6 +361,35 @@ def test_micro_batch_scope_is_trls_aot_on_4_bit_weights(build, paired_config, ql
         assert column(ours, key) == pytest.approx(column(trls, key), rel=1e-3, abs=1e-3), key
     # the adapter and its gradients are bf16, whose numbers lie 2^-7 apart
     assert column(ours, "grad_norm") == pytest.approx(column(trls, "grad_norm"), rel=2**-7)
+
+
+APO_ZERO = {"aot_anchor": 1, "aot_penalty": "sigmoid"}
+
+
+def test_the_whole_anchor_is_half_of_trls_apo_zero(build, paired_config):
+    config = {**paired_config, **cut(4, 2), "max_steps": 8, "num_epochs": 3, "max_grad_norm": 1e6}
+    ours, trls = build({**config, **APO_ZERO}), build(plain_dpo(config, "apo_zero"))
+    ours.train(), trls.train()
+    assert abs(column(ours, "rewards/margins")[-1]) > 1e-3  # it has trained
+    for key, factor in (("loss", 2), ("grad_norm", 2), *((key, 1) for key in METRICS_AS_TRL)):
+        expected = [factor * value for value in column(ours, key)]
+        assert column(trls, key) == pytest.approx(expected, rel=2e-4, abs=1e-5), key
+
+
+def test_the_whole_anchor_is_trls_apo_zero_unpaired(build, unpaired_config, tmp_path):
+    # as many answers of each label, and a whole epoch at once: TRL's mean is over answers, not labels
+    write_jsonl(tmp_path / "u.jsonl", unpair(make_pairs(16, seed=3)))
+    entry = {"type": {"field_prompt": "prompt"}, "path": str(tmp_path / "u.jsonl")}
+    config = {**unpaired_config, **cut(32, 1), "max_steps": 5, "num_epochs": 5, "datasets": [entry]}
+    config["max_grad_norm"] = 1e6
+    plain = {k: v for k, v in config.items() if k not in ("plugins", "aot_scope")}
+    plain |= {"rl": "kto", "plugins": ["tests.apo_zero.Plugin"], "remove_unused_columns": False}
+    ours, trls = build({**config, **APO_ZERO}), build(plain)
+    assert (type(trls).__name__, trls.loss_type) == ("AxolotlKTOTrainer", "apo_zero_unpaired")
+    ours.train(), trls.train()
+    assert abs(column(ours, "rewards/margins")[-1]) > 1e-3  # it has trained
+    for key in ("loss", "grad_norm", "rewards/margins", "logps/chosen", "logps/rejected"):
+        assert column(ours, key) == pytest.approx(column(trls, key), rel=2e-4, abs=1e-5), key
 
 
 def test_the_router_loss_of_a_mixture_of_experts_is_trls(build, paired_config, tmp_path):

@@ -57,7 +57,15 @@ def test_the_loss_is_the_transport_cost_between_what_is_compared(rl, weighted):
     assert make(rl).loss(scores).item() == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("keys", [{}, {"aot_penalty": "squared_hinge", "aot_dominance": "second"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"aot_penalty": "squared_hinge", "aot_dominance": "second"},
+        {"aot_penalty": "sigmoid", "aot_anchor": 1},
+        {"aot_entropy": 0.5, "aot_anchor": 0.3},
+    ],
+)
 @pytest.mark.parametrize("rl", OBJECTIVES)
 def test_the_gradient_is_that_of_the_loss(rl, keys):
     scores = make_scores(rl, weighted=True)
@@ -109,7 +117,97 @@ def test_one_label_alone_has_no_loss_and_only_its_own_metrics(label):
     loss, gradient = make("aot_unpaired").loss_and_gradient(scores)
     assert loss == 0 and not gradient.any()
     side = "chosen" if label else "rejected"
-    assert set(make("aot_unpaired").metrics(scores)) == {f"rewards/{side}", f"logps/{side}"}
+    below = "chosen_below_base" if label else "rejected_above_base"
+    names = {f"rewards/{side}", f"logps/{side}", f"dominance/{below}", f"dominance/{below}_rate"}
+    assert set(make("aot_unpaired").metrics(scores)) == names
+
+
+# --- Entropic coupling and anchor --------------------------------------------------------------------
+
+
+def penalty(z: float, name: str) -> float:
+    return math.log1p(math.exp(-BETA * z)) if name == "logistic" else 1 / (1 + math.exp(BETA * z))
+
+
+def anchor(rl: str, scores: Scores, name: str) -> float:
+    """Half the mean over chosen answers of h(reward), and over rejected ones of h(-reward), one by one."""
+    policy, reference, label = (field.tolist() for field in scores[:3])
+    weight = [1.0] * len(policy) if scores.weight is None else scores.weight.tolist()
+    total = 0.0
+    for wanted in (True, False):
+        own = [i for i, chosen in enumerate(label) if chosen is wanted]
+        mass = sum(weight[i] for i in own)
+        for i in own:
+            reward = policy[i] - reference[i]
+            total += weight[i] / mass * penalty(reward if wanted else -reward, name) / 2
+    return total
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ["logistic", "sigmoid"])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+@pytest.mark.parametrize("rl", OBJECTIVES)
+def test_the_anchor_compares_with_the_base_model(rl, share, name, weighted):
+    scores = make_scores(rl, weighted=weighted)
+    expected = share * anchor(rl, scores, name)
+    if share < 1:
+        expected += (1 - share) * make(rl, aot_penalty=name).loss(scores).item()
+    found = make(rl, aot_penalty=name, aot_anchor=share).loss(scores)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("rl", OBJECTIVES)
+def test_the_entropic_loss_is_pots(rl, weighted):
+    scores = make_scores(rl, weighted=weighted)
+    upper, lower, a, b = (np.array(values) for values in compared(rl, scores))
+    a, b = a / a.sum(), b / b.sum()
+    cost = np.logaddexp(0, -BETA * (upper[:, None] - lower[None, :]))
+    plan = ot.sinkhorn(a, b, cost, 0.5, method="sinkhorn_log", stopThr=1e-12, numItermax=100_000)
+    expected = (plan * cost).sum() + 0.5 * (plan * np.log(plan / np.outer(a, b))).sum()
+    objective = make(rl, aot_entropy=0.5)
+    assert objective.loss(scores).item() == pytest.approx(expected, rel=1e-8)
+    # by how much the ranks differ that are compared, by hand
+    order_u, order_v = np.argsort(upper, kind="stable"), np.argsort(lower, kind="stable")
+    rank_u, rank_v = np.empty(len(a)), np.empty(len(b))
+    rank_u[order_u] = np.cumsum(a[order_u]) - a[order_u] / 2
+    rank_v[order_v] = np.cumsum(b[order_v]) - b[order_v] / 2
+    displacement = (plan * abs(rank_u[:, None] - rank_v)).sum()
+    assert objective.metrics(scores)["dominance/rank_displacement"] == pytest.approx(displacement, rel=1e-6)
+    assert "dominance/rank_displacement" not in make(rl).metrics(scores)
+
+
+@pytest.mark.parametrize("rl", OBJECTIVES)
+def test_answers_on_the_wrong_side_of_the_base_model(rl):
+    scores = make_scores(rl, weighted=True)
+    metrics = make(rl).metrics(scores)
+    policy, reference, label, weight = (field.tolist() for field in scores[:4])
+    for name, wanted, sign in (("chosen_below_base", True, -1), ("rejected_above_base", False, 1)):
+        own = [i for i, chosen in enumerate(label) if chosen is wanted]
+        mass = sum(weight[i] for i in own)
+        depths = {i: max(0.0, sign * (policy[i] - reference[i])) for i in own}
+        size = sum(weight[i] * depths[i] for i in own) / mass
+        rate = sum(weight[i] for i in own if depths[i] > 0) / mass
+        assert metrics[f"dominance/{name}"] == pytest.approx(size)
+        assert metrics[f"dominance/{name}_rate"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_one_label_alone_is_still_compared_with_the_base_model(label):
+    scores = make_scores("aot_unpaired")
+    scores = scores._replace(label=torch.full_like(scores.label, label))
+    found = make("aot_unpaired", aot_anchor=0.4, aot_penalty="sigmoid").loss(scores).item()
+    rewards = [p - r for p, r in zip(scores.policy.tolist(), scores.reference.tolist(), strict=True)]
+    expected = sum(penalty(r if label else -r, "sigmoid") for r in rewards) / len(rewards) / 2
+    assert found == pytest.approx(0.4 * expected)
+
+
+def test_couplings_that_were_not_found_are_counted(caplog):
+    objective = make("aot_unpaired", aot_entropy=1e-9)
+    objective.loss(make_scores("aot_unpaired", answers=60))
+    assert "1 of 1 entropic couplings so far were not found to their tolerance" in caplog.text
+    objective.loss(make_scores("aot_unpaired", answers=60, seed=1))
+    assert "2 of 2" not in caplog.text  # said again at ten
 
 
 def test_float32_scores_stay_float32():

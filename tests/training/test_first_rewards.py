@@ -43,7 +43,8 @@ CASES = [
         for rl in RL
         for kind in KINDS
         for longer in LONGER
-        if longer not in QUICK
+        # rows of tokens are trained apart by an adapter only
+        if longer not in QUICK and (kind, longer) != ("full", "rows of tokens")
     ),
 ]
 

@@ -5,9 +5,9 @@ transcript but for the last answer.
 """
 
 import re
-from itertools import takewhile
 from typing import Any
 
+from axolotl_aot.data.rendering.prefixes import common_length
 from axolotl_aot.data.rows import BadRow, Message
 
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -36,8 +36,7 @@ def split_pair(chosen: str, rejected: str) -> tuple[list[Message], tuple[str, st
     Raises:
         BadRow: they part before their last answer.
     """
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
-    common = chosen[: sum(1 for _ in same)]
+    common = chosen[: common_length(chosen, rejected)]
     end = common.rfind(ANSWER)
     answers = tuple(text[end + len(ANSWER) :] for text in (chosen, rejected))
     if end < 0 or any(TURN.search(answer) for answer in answers):

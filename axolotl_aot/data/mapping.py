@@ -106,9 +106,13 @@ class RowMapper:
                 continue
             yield Sample(item.row or number, row, item, text)
 
+    def _in_source(self, number: int) -> int:
+        """The number in its source of a row of the data set; both from 1."""
+        return number + self.first_row - 1
+
     def _refuse(self, out: dict[str, list[Any]], number: int, reason: BadRow) -> None:
         """Append a bad row, or stop."""
-        number += self.first_row - 1
+        number = self._in_source(number)
         if self.entry.on_bad_rows == "error":
             raise AOTDataError(
                 f"{self.where}, row {number}: {reason}. Columns: {', '.join(self.columns)}. "
@@ -159,7 +163,7 @@ class RowMapper:
             return USED, tokens.completions
         if self.too_long == "raise":
             raise AOTDataError(
-                f"{self.where}, row {sample.number + self.first_row - 1}: {len(tokens.prompt)} tokens of "
+                f"{self.where}, row {self._in_source(sample.number)}: {len(tokens.prompt)} tokens of "
                 f"prompt and {longest} of completion exceed `sequence_len: {self.sequence_len}`; set "
                 "`excess_length_strategy: drop` or `truncate`, or a larger sequence_len"
             )
@@ -177,8 +181,8 @@ class RowMapper:
     ) -> None:
         example, text = sample.example, sample.text
         if status not in (USED, TRUNCATED):
-            number = sample.number + self.first_row - 1
-            self._append(out, status, label=example.label, prompt=f"row {number}")
+            row = f"row {self._in_source(sample.number)}"
+            self._append(out, status, label=example.label, prompt=row)
             return
         completions = [whole[len(text.prompt) :] for whole in text.wholes]
         if status == TRUNCATED:

@@ -8,7 +8,7 @@ ones. Both are minimised as `axolotl_aot.dominance.dominance_loss`. Nothing here
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,13 +133,7 @@ class Objective(ABC):
             compared = self.distributions(**answers)
             found.update(_dominance_metrics(compared))
             if self.args.aot_entropy and self.args.aot_anchor < 1:
-                plan = coupled(
-                    **compared._asdict(),
-                    beta=self.beta,
-                    penalty=self.args.aot_penalty,
-                    label_smoothing=self.args.aot_label_smoothing,
-                    entropy=self.args.aot_entropy,
-                )
+                plan = coupled(**_comparison(self, compared), entropy=self.args.aot_entropy)
                 found["dominance/rank_displacement"] = plan.displacement
         return {name: value.item() for name, value in found.items()}
 
@@ -189,21 +183,26 @@ class Term(NamedTuple):
     needs_both: bool
 
 
+def _comparison(objective: Objective, compared: Distributions) -> dict[str, Any]:
+    """What the sort and an entropic coupling are both given."""
+    return {
+        **compared._asdict(),
+        "beta": objective.beta,
+        "penalty": objective.args.aot_penalty,
+        "label_smoothing": objective.args.aot_label_smoothing,
+    }
+
+
 def _dominance(objective: Objective, chosen: Scores, rejected: Scores) -> Tensor:
     """Chosen dominates rejected (arXiv 2406.05882), under the sort or an entropic coupling."""
     args = objective.args
-    shared = {
-        **objective.distributions(chosen, rejected)._asdict(),
-        "beta": objective.beta,
-        "penalty": args.aot_penalty,
-        "label_smoothing": args.aot_label_smoothing,
-    }
+    comparison = _comparison(objective, objective.distributions(chosen, rejected))
     if args.aot_entropy:
-        found = coupled(**shared, entropy=args.aot_entropy)
+        found = coupled(**comparison, entropy=args.aot_entropy)
         objective.plans.count(found)
         return found.loss
     return dominance_loss(
-        **shared,
+        **comparison,
         dominance=args.aot_dominance,
         sort=args.aot_sort,
         soft_sort_strength=args.aot_soft_sort_strength,

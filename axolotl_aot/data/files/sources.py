@@ -62,7 +62,7 @@ def _load_part(source: DictDefault, auth_token: bool | None) -> Rows:
     if path.is_file() and not path.stat().st_size:
         raise AOTDataError("the file is empty")
     is_saved = path.is_dir() and not source.data_files and is_saved_dataset(source.path)
-    if _is_csv(source, auth_token):
+    if not is_saved and _is_csv(source, auth_token):
         return _read_again(CSV, source, auth_token)
     dataset = load_dataset_with_config(source, auth_token, streaming=False)
     splits = dataset if isinstance(dataset, DatasetDict) else {str(dataset.split or "train"): dataset}
@@ -84,7 +84,7 @@ def _read_again(kind: str, source: DictDefault, auth_token: bool | None) -> Rows
 def _is_csv(source: DictDefault, auth_token: bool | None) -> bool:
     """Whether a source is known as CSV or TSV before it is read; a data set of the hub is not."""
     if Path(source.path).is_dir() and not source.data_files:
-        return not is_saved_dataset(source.path) and builder_of(source, auth_token).name == CSV
+        return builder_of(source, auth_token).name == CSV
     is_file = Path(source.path).is_file() or source.path.startswith("https://") or source.data_files
     return bool(is_file) and file_type(source) == CSV
 

@@ -20,13 +20,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from axolotl_aot.checks import check_best_model, check_beta, check_parallelism
 from axolotl_aot.data.types import parse
-from axolotl_aot.dominance import (
-    DOMINANCES,
-    PENALTIES,
-    SMOOTHABLE_PENALTIES,
-)
+from axolotl_aot.dominance import DOMINANCES, PENALTIES, SMOOTHABLE_PENALTIES, SORTS
 from axolotl_aot.errors import AOTConfigError, closest
-from axolotl_aot.sorting import SORTS
 from axolotl_aot.unread_keys import check_keys
 
 LOG = logging.getLogger(__name__)

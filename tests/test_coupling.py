@@ -8,8 +8,9 @@ import ot
 import pytest
 import torch
 
-from axolotl_aot.coupling import BLOCK, blocks, couple, entropic_plan
 from axolotl_aot.dominance import PENALTIES, anchor_loss, coupled, dominance_loss
+from axolotl_aot.dominance.coupling import BLOCK, blocks, couple
+from axolotl_aot.dominance.plans import entropic_plan
 
 H = {
     "logistic": lambda z, beta: np.logaddexp(0, -beta * z),

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from axolotl_aot.config import AOTArgs
-from axolotl_aot.coupling import Coupled
-from axolotl_aot.dominance import anchor_loss, coupled, dominance_loss, violation
+from axolotl_aot.dominance import Coupled, anchor_loss, coupled, dominance_loss, violation
 from axolotl_aot.quantiles import MARGIN_METRICS, margins
 from axolotl_aot.samples import SAMPLE_TYPES, SampleType
 

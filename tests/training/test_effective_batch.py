@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from axolotl_aot.coupling import couple
 from axolotl_aot.dominance import PENALTIES
+from axolotl_aot.dominance.coupling import couple
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.training.objective import Scores
 from axolotl_aot.training.score_listener import ScoreListener

@@ -1,20 +1,10 @@
-"""Couplings of two samples of rewards: which of the one are compared with which of the other, and how much.
-
-A coupling of the empirical measures a (n values) and b (m values) is a matrix of masses (n, m) with these
-marginals. The sort is the one of least cost, for a convex cost; the product a x b compares all with all. The
-entropic one, argmin <gamma, C> + eps KL(gamma | a x b) with the cost C_ij = h(u_i - v_j), lies between them
-(Cuturi, "Sinkhorn Distances", NeurIPS 2013, arXiv 1306.0895): eps towards 0 is optimal transport, eps towards
-infinity the product. This module imports torch only, and nothing of the package.
-"""
+"""The entropic plan of a matrix of costs (Cuturi, "Sinkhorn Distances", NeurIPS 2013, arXiv 1306.0895)."""
 
 import math
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-Cost = Callable[[Tensor], Tensor]
 
 # Of the plan's marginals, the sum of the absolute differences, by the type of the costs.
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-9}
@@ -24,8 +14,6 @@ MAX_NEWTON_STEPS = 50
 MAX_HALVINGS = 30  # of a step of Newton's that is too long
 ABSORB = 30.0  # scalings beyond exp(this) are put into the potentials, so that none overflows
 TINY = 1e-300  # in place of a sum of masses that have all vanished
-BLOCK = 1_024  # a plan of more than BLOCK x BLOCK entries is found on random blocks
-BLOCK_SEED = 0  # the same blocks on all processes
 
 
 class Plan(NamedTuple):
@@ -36,67 +24,6 @@ class Plan(NamedTuple):
 
     mass: Tensor
     converged: bool
-
-
-class Coupled(NamedTuple):
-    """Two samples compared under a coupling.
-
-    loss: <gamma, C> + entropy KL(gamma | a x b), a scalar, differentiable in both samples with gamma held
-    fixed, which is the derivative of the minimum over gamma (envelope theorem). displacement: by how much the
-    ranks of what is compared differ, as shares of the masses: the mean under gamma, 0 for the sort of as many
-    values of equal mass, 1/3 for the product of large samples. plans: how many were found; unconverged: how
-    many of them not to the tolerance.
-    """
-
-    loss: Tensor
-    displacement: Tensor
-    unconverged: int
-    plans: int
-
-
-class Block(NamedTuple):
-    """A part of two samples that is coupled alone. upper, lower: indices; share: of the whole loss."""
-
-    upper: Tensor
-    lower: Tensor
-    share: float
-
-
-def couple(
-    upper: Tensor, lower: Tensor, upper_mass: Tensor, lower_mass: Tensor, cost: Cost, entropy: float
-) -> Coupled:
-    """Two samples, each ascending, compared under their entropic coupling.
-
-    upper, lower: (n,) and (m,), in nats. upper_mass, lower_mass: non-negative, each of sum 1. cost: h, of the
-    differences. entropy: above 0.
-
-    Of many values random blocks are compared, each with masses of sum 1; memory is that of one block.
-    """
-    gradients = torch.zeros_like(upper), torch.zeros_like(lower)
-    value, displacement = upper.new_zeros(()), upper.new_zeros(())
-    ranks = [mass.cumsum(0) - mass / 2 for mass in (upper_mass, lower_mass)]
-    unconverged = plans = 0
-    for block in blocks(upper_mass, lower_mass):
-        u, v = (x.detach()[i].requires_grad_() for x, i in ((upper, block.upper), (lower, block.lower)))
-        a, b = (mass[i] / mass[i].sum() for mass, i in ((upper_mass, block.upper), (lower_mass, block.lower)))
-        with torch.enable_grad():
-            costs = cost(u[:, None] - v)
-            plan = entropic_plan(costs, a, b, entropy)
-            mass = plan.mass.to(costs.dtype)
-            transport = (mass * costs).sum()
-        for total, gradient, i in zip(
-            gradients, torch.autograd.grad(transport, (u, v)), (block.upper, block.lower), strict=True
-        ):
-            total[i] += block.share * gradient
-        value = value + block.share * transport.detach()
-        if math.isfinite(entropy):
-            value = value + block.share * entropy * relative_entropy(plan.mass, a, b).to(value)
-        apart = (ranks[0][block.upper][:, None] - ranks[1][block.lower]).abs()
-        displacement = displacement + block.share * (plan.mass * apart).sum().to(value)
-        plans, unconverged = plans + 1, unconverged + (not plan.converged)
-    # a number with these derivatives: the blocks' own graphs are gone by now
-    slopes = sum((g * (x - x.detach())).sum() for g, x in zip(gradients, (upper, lower), strict=True))
-    return Coupled(value + slopes, displacement, unconverged, plans)
 
 
 def entropic_plan(
@@ -141,25 +68,6 @@ def relative_entropy(plan: Tensor, upper_mass: Tensor, lower_mass: Tensor) -> Te
     """KL(plan | a x b), a scalar in nats."""
     product = upper_mass[:, None] * lower_mass
     return torch.xlogy(plan, plan / product.clamp_min(torch.finfo(plan.dtype).tiny)).sum()
-
-
-def blocks(upper_mass: Tensor, lower_mass: Tensor) -> Iterator[Block]:
-    """Both samples in random parts, small enough for a plan each; one part where all is small.
-
-    The parts are drawn with a seed of their own: they are the same on all processes, and every time.
-    """
-    n, m = len(upper_mass), len(lower_mass)
-    parts = min(n, m, math.ceil(math.sqrt(n * m) / BLOCK))
-    if parts <= 1:
-        everything = (torch.arange(k, device=upper_mass.device) for k in (n, m))
-        yield Block(*everything, 1.0)
-        return
-    generator = torch.Generator().manual_seed(BLOCK_SEED)
-    orders = [torch.randperm(k, generator=generator).to(upper_mass.device) for k in (n, m)]
-    for upper, lower in zip(*(order.tensor_split(parts) for order in orders), strict=True):
-        share = (upper_mass[upper].sum() + lower_mass[lower].sum()).item() / 2
-        if upper_mass[upper].sum() > 0 and lower_mass[lower].sum() > 0:
-            yield Block(upper.sort().values, lower.sort().values, share)
 
 
 def _sinkhorn(

@@ -242,19 +242,22 @@ class PlanCount:
 
     def __init__(self) -> None:
         self.plans = self.unconverged = 0
+        self._next_warning = 1  # at so many rough ones
 
     def count(self, found: Coupled) -> None:
         """Add what was found; warns of the first that did not converge, and of every tenfold number."""
         self.plans += found.plans
-        for _ in range(found.unconverged):
-            self.unconverged += 1
-            if set(str(self.unconverged)[1:]) <= {"0"} and str(self.unconverged)[0] == "1":
-                LOG.warning(
-                    "%d of %d entropic couplings so far were not found to their tolerance within the cap on "
-                    "iterations, and are rough: enlarge aot_entropy",
-                    self.unconverged,
-                    self.plans,
-                )
+        self.unconverged += found.unconverged
+        if self.unconverged < self._next_warning:
+            return
+        LOG.warning(
+            "%d of %d entropic couplings so far were not found to their tolerance within the cap on "
+            "iterations, and are rough: enlarge aot_entropy",
+            self.unconverged,
+            self.plans,
+        )
+        while self._next_warning <= self.unconverged:
+            self._next_warning *= 10
 
 
 def _dominance_metrics(distributions: Distributions) -> dict[str, Tensor]:

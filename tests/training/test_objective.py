@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from axolotl_aot.config import AOTArgs
-from axolotl_aot.training.objective import Objective, PairedObjective, Scores, UnpairedObjective
+from axolotl_aot.dominance import Coupled
+from axolotl_aot.training.objective import Objective, PairedObjective, PlanCount, Scores, UnpairedObjective
 
 BETA = 0.3
 OBJECTIVES = {"aot": PairedObjective, "aot_unpaired": UnpairedObjective}
@@ -211,6 +212,17 @@ def test_couplings_that_were_not_found_are_counted(caplog):
     assert "1 of 1 entropic couplings so far were not found to their tolerance" in caplog.text
     objective.loss(make_scores("aot_unpaired", answers=60, seed=1))
     assert "2 of 2" not in caplog.text  # said again at ten
+
+
+def test_rough_couplings_are_told_of_at_the_first_and_at_every_tenfold_number(caplog):
+    plans = PlanCount()
+    told = []
+    # of many values a coupling is found in blocks, several at once
+    for rough, found in ((0, 3), (1, 2), (8, 8), (1, 1), (89, 100), (151, 200), (1, 1)):
+        caplog.clear()
+        plans.count(Coupled(torch.tensor(0.0), torch.tensor(0.0), unconverged=rough, plans=found))
+        told.append([record.getMessage().partition(" entropic")[0] for record in caplog.records])
+    assert told == [[], ["1 of 5"], [], ["10 of 14"], [], ["250 of 314"], []]
 
 
 def test_float32_scores_stay_float32():

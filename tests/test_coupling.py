@@ -181,8 +181,11 @@ def test_the_displacement_of_ranks():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"entropy": -1.0}, "entropy must not be negative"),
-        ({"entropy": math.nan}, "entropy must not be negative"),
+        (
+            {"entropy": -1.0},
+            r"entropy must be 0 \(the sort\) or above, up to infinity \(all pairs\), got -1.0",
+        ),
+        ({"entropy": math.nan}, r"entropy must be 0 .* got nan"),
         ({"entropy": 1.0, "dominance": "second"}, "needs dominance 'first' and sort 'hard'"),
         ({"entropy": 1.0, "sort": "soft"}, "needs dominance 'first' and sort 'hard'"),
         ({"entropy": 1.0, "upper_weights": torch.tensor([-1.0, 1.0])}, "upper_weights must be finite"),
@@ -191,6 +194,19 @@ def test_the_displacement_of_ranks():
 def test_what_is_no_coupling(options, message):
     with pytest.raises(ValueError, match=message):
         dominance_loss(torch.tensor([1.0, 2.0]), torch.tensor([0.0]), beta=1.0, **options)
+
+
+@pytest.mark.parametrize(
+    ("entropy", "message"),
+    [
+        (0, "entropy must be above 0, got 0: the sort is dominance_loss's own"),
+        (-0.5, "entropy must be above 0, got -0.5$"),
+        (math.nan, "entropy must be above 0, got nan$"),
+    ],
+)
+def test_a_coupling_has_an_entropy(entropy, message):
+    with pytest.raises(ValueError, match=message):
+        coupled(torch.tensor([1.0, 2.0]), torch.tensor([0.0]), beta=1.0, entropy=entropy)
 
 
 @pytest.mark.timing

@@ -58,7 +58,7 @@ def coupled(
 ) -> Coupled:
     """The entropic coupling of two samples, with the loss of `dominance_loss` for an entropy above 0.
 
-    Arguments and errors as there.
+    Arguments and errors as there; an entropy of 0 is an error, too.
     """
     _require_entropy(entropy)
     sides = []
@@ -130,4 +130,5 @@ def blocks(upper_mass: Tensor, lower_mass: Tensor) -> Iterator[Block]:
 
 def _require_entropy(entropy: float) -> None:
     if not entropy > 0:
-        raise ValueError(f"entropy must not be negative, got {entropy}")
+        hint = "" if entropy else ": the sort is dominance_loss's own"
+        raise ValueError(f"entropy must be above 0, got {entropy}{hint}")

@@ -66,7 +66,7 @@ def dominance_loss(
     h = cost_function(beta, penalty, label_smoothing)
     require_choice("dominance", dominance, DOMINANCES)
     if entropy:
-        _require_nothing_to_sort(dominance, sort)
+        _require_coupling(entropy, dominance, sort)
         return coupled(
             upper,
             lower,
@@ -89,7 +89,9 @@ def dominance_loss(
     return (steps.mass * h(z)).sum()
 
 
-def _require_nothing_to_sort(dominance: str, sort: str) -> None:
+def _require_coupling(entropy: float, dominance: str, sort: str) -> None:
+    if not entropy > 0:
+        raise ValueError(f"entropy must be 0 (the sort) or above, up to infinity (all pairs), got {entropy}")
     if dominance != "first" or sort != "hard":
         raise ValueError(
             "entropy above 0 replaces the sort: it needs dominance 'first' and sort 'hard', got "

@@ -55,7 +55,7 @@ def test_plan_and_value_are_those_of_pots_sinkhorn(seed):
     u, v = np.sort(u), np.sort(v)
     a, b = masses(w_u, len(u)), masses(w_v, len(v))
     cost = H[penalty](u[:, None] - v, beta)
-    options = {"method": "sinkhorn_log", "stopThr": 1e-12, "numItermax": 100_000}
+    options = {"method": "sinkhorn_log", "stopThr": 1e-12, "numItermax": 20_000}
     expected = ot.sinkhorn(a, b, cost, entropy, **options)
     found = entropic_plan(*tensors(cost, a, b), entropy)
     assert found.converged
@@ -86,6 +86,54 @@ def test_marginals_are_exact(seed):
         assert (plan >= 0).all()
         torch.testing.assert_close(plan.sum(1), a, atol=1e-12, rtol=0)
         torch.testing.assert_close(plan.sum(0), b, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("entropy", [1e-8, 1e-6, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize(("n", "m"), [(60, 60), (90, 40), (3, 200)])
+@pytest.mark.parametrize("penalty", H)
+def test_the_plan_is_that_of_potentials(penalty, n, m, entropy):
+    """log(gamma / a b) = (f + g - C) / eps, which tells the minimum from all plans with the marginals."""
+    rng = np.random.default_rng(n)
+    u, v = np.sort(3 * rng.standard_t(2, n)), np.sort(3 * rng.standard_t(2, m))
+    a, b = masses(rng.uniform(0.1, 3, n), n), masses(None, m)
+    cost = H[penalty](u[:, None] - v, 0.5)
+    plan = entropic_plan(*tensors(cost, a, b), entropy)
+    assert plan.converged
+    gamma = plan.mass.numpy()
+    np.testing.assert_allclose(gamma.sum(1), a, atol=1e-15)
+    np.testing.assert_allclose(gamma.sum(0), b, atol=1e-15)
+    # the last correction of the marginals is of 1e-11 in all: of no account in entries above 1e-6
+    i, j = np.nonzero(gamma > 1e-6)
+    target = np.log(gamma[i, j] / (a[i] * b[j])) + cost[i, j] / entropy
+    design = np.zeros((len(i), n + m))
+    design[np.arange(len(i)), i] = design[np.arange(len(i)), n + j] = 1
+    potentials = np.linalg.lstsq(design, target, rcond=None)[0]
+    rounding = 1e-15 * (n + m) * np.abs(cost).max() / entropy
+    np.testing.assert_allclose(design @ potentials, target, atol=1e-4 + rounding)
+
+
+@pytest.mark.parametrize("penalty", H)
+@pytest.mark.parametrize("entropy", [1e-12, 1e-8, 1e-5, 1e-3])
+def test_next_to_no_entropy_costs_next_to_nothing(penalty, entropy):
+    """The minimum lies between the linear programme's, and what its plan costs with the entropy."""
+    rng = np.random.default_rng(1)
+    u, v = np.sort(rng.standard_cauchy(80)), np.sort(rng.standard_cauchy(70))
+    a, b = masses(None, 80), masses(None, 70)
+    cost = H[penalty](u[:, None] - v, 1.0)
+    plan = ot.emd(a, b, cost, numItermax=10**6)
+    least = (plan * cost).sum()
+    kl = (plan * np.log(np.maximum(plan, 1e-300) / np.outer(a, b))).sum()
+    loss = dominance_loss(*tensors(u, v), beta=1.0, penalty=penalty, entropy=entropy).item()
+    rounding = 1e-11 * np.abs(cost).max()  # the plan's, before the last correction of its marginals
+    assert least - rounding <= loss <= least + entropy * kl + rounding
+
+
+def test_one_against_very_many():
+    u, v = tensors([0.5, 1.5], np.random.default_rng(0).standard_t(2, 50_000))
+    for entropy in (1e-3, 1.0):
+        found = coupled(u[:1], v, beta=1.0, entropy=entropy)  # there is but one coupling
+        assert found.loss.item() == pytest.approx(H["logistic"](0.5 - v.numpy(), 1.0).mean())
+        assert coupled(u, v, beta=1.0, entropy=entropy).unconverged == 0
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -154,6 +202,33 @@ def test_many_values_are_coupled_in_blocks(n, m):
     assert all(torch.equal(x.upper, y.upper) for x, y in zip(parts, again, strict=True))
 
 
+def test_values_without_mass_are_in_no_block():
+    a = torch.zeros(3_000, dtype=torch.float64)
+    a[[5, 700, 2_999]] = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    b = torch.full((2_000_000,), 1 / 2_000_000, dtype=torch.float64)
+    parts = list(blocks(a, b))
+    assert len(parts) == 3 and sum(part.share for part in parts) == pytest.approx(1)
+    assert torch.cat([part.upper for part in parts]).sort().values.tolist() == [5, 700, 2_999]
+    (alone,) = blocks(a, a)
+    assert alone.upper.tolist() == alone.lower.tolist() == [5, 700, 2_999]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_weight_of_zero_is_a_value_left_out(seed):
+    u, v, _, _, penalty, beta, entropy = case(seed)
+    counts = np.random.default_rng(seed).integers(0, 3, len(u)) + np.eye(len(u))[0]
+    options = {"beta": beta, "penalty": penalty, "entropy": entropy}
+    upper, lower = tensors(u, v)
+    upper.requires_grad_()
+    weighted = dominance_loss(upper, lower, **options, upper_weights=torch.tensor(counts))
+    (gradient,) = torch.autograd.grad(weighted, upper)
+    left = dominance_loss(
+        *tensors(u[counts > 0], v), **options, upper_weights=torch.tensor(counts[counts > 0])
+    )
+    assert weighted.item() == pytest.approx(left.item(), abs=1e-12)
+    assert not gradient[torch.tensor(counts) == 0].any()
+
+
 def test_blocks_are_close_to_the_whole():
     torch.manual_seed(0)
     u, v = torch.randn(2_500).sort().values, (torch.randn(2_500) - 0.5).sort().values
@@ -211,16 +286,24 @@ def test_a_coupling_has_an_entropy(entropy, message):
 
 @pytest.mark.timing
 @pytest.mark.slow
-def test_512_against_512_takes_less_than_50_ms():
-    torch.manual_seed(0)
-    u, v = (torch.randn(512).mul(3).requires_grad_() for _ in range(2))
+@pytest.mark.parametrize(("entropy", "limit"), [(1.0, 0.05), (0.1, 0.05), (1e-2, 0.5), (1e-3, 0.5)])
+@pytest.mark.parametrize("kind", ["normal", "standard_t", "standard_cauchy"])
+@pytest.mark.parametrize("penalty", ["logistic", "sigmoid"])
+def test_512_against_512_take_milliseconds(kind, penalty, entropy, limit):
+    rng = np.random.default_rng(0)
+    draw = {"normal": lambda n: rng.normal(0, 3, n), "standard_t": lambda n: rng.standard_t(2, n)}
+    u, v = (
+        torch.tensor(draw.get(kind, rng.standard_cauchy)(512), dtype=torch.float32, requires_grad=True)
+        for _ in range(2)
+    )
     seconds = []
-    for _ in range(20):
+    for _ in range(5):
         start = time.perf_counter()
-        loss = dominance_loss(u, v, beta=1.0, entropy=1.0)
-        torch.autograd.grad(loss, (u, v))
+        found = coupled(u, v, beta=1.0, penalty=penalty, entropy=entropy)
+        torch.autograd.grad(found.loss, (u, v))
         seconds.append(time.perf_counter() - start)
-    assert sorted(seconds)[10] < 0.05
+        assert not found.unconverged
+    assert min(seconds) < limit
 
 
 # --- The anchor ------------------------------------------------------------------------------------

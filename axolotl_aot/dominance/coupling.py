@@ -112,20 +112,20 @@ def couple(
 def blocks(upper_mass: Tensor, lower_mass: Tensor) -> Iterator[Block]:
     """Both samples in random parts, small enough for a plan each; one part where all is small.
 
-    The parts are drawn with a seed of their own: they are the same on all processes, and every time.
+    Values of mass 0 are in none. The parts are drawn with a seed of their own: they are the same on all
+    processes, and every time.
     """
-    n, m = len(upper_mass), len(lower_mass)
+    upper, lower = (mass.nonzero()[:, 0] for mass in (upper_mass, lower_mass))
+    n, m = len(upper), len(lower)
     parts = min(n, m, math.ceil(math.sqrt(n * m) / BLOCK))
     if parts <= 1:
-        everything = (torch.arange(k, device=upper_mass.device) for k in (n, m))
-        yield Block(*everything, 1.0)
+        yield Block(upper, lower, 1.0)
         return
     generator = torch.Generator().manual_seed(BLOCK_SEED)
-    orders = [torch.randperm(k, generator=generator).to(upper_mass.device) for k in (n, m)]
+    orders = [i[torch.randperm(len(i), generator=generator).to(i.device)] for i in (upper, lower)]
     for upper, lower in zip(*(order.tensor_split(parts) for order in orders), strict=True):
         share = (upper_mass[upper].sum() + lower_mass[lower].sum()).item() / 2
-        if upper_mass[upper].sum() > 0 and lower_mass[lower].sum() > 0:
-            yield Block(upper.sort().values, lower.sort().values, share)
+        yield Block(upper.sort().values, lower.sort().values, share)
 
 
 def _require_entropy(entropy: float) -> None:

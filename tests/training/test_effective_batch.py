@@ -4,6 +4,7 @@ import math
 from contextlib import contextmanager
 
 import numpy as np
+import ot
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -300,6 +301,56 @@ def test_options_reach_the_loss(build, config, penalty):
     upper, lower = last_sort(trainer)
     expected = brute_force(upper, lower, costs[penalty], "second")
     assert steps(trainer)[-1]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+# --- Entropic coupling and anchor, of single micro-batches ---------------------------------------
+
+BETA, ENTROPY, ANCHOR = 0.1, 0.5, 0.3
+
+
+def coupled_by_pot(upper: np.ndarray, lower: np.ndarray) -> tuple[float, float]:
+    """The entropic loss of the logistic penalty, and the mean distance of the ranks that are compared."""
+    n, m = len(upper), len(lower)
+    upper, lower = np.sort(upper), np.sort(lower)
+    a, b = np.full(n, 1 / n), np.full(m, 1 / m)
+    cost = np.logaddexp(0, -BETA * (upper[:, None] - lower))
+    plan = ot.sinkhorn(a, b, cost, ENTROPY, method="sinkhorn_log", stopThr=1e-12, numItermax=10_000)
+    assert abs(plan.sum(0) - b).sum() < 1e-9  # POT has come to an end
+    loss = (plan * cost).sum() + ENTROPY * (plan * np.log(plan * n * m)).sum()
+    apart = abs((np.arange(n)[:, None] + 0.5) / n - (np.arange(m) + 0.5) / m)
+    return loss, (plan * apart).sum()
+
+
+def by_hand(scores: list[Scores], rl: str) -> tuple[float, float]:
+    """Loss and rank displacement of answers that are compared together, from their log-probabilities."""
+    policy, reference, label = (torch.cat([s[i] for s in scores]).double().numpy() for i in range(3))
+    label = label > 0
+    rewards = policy - reference
+    anchor = (
+        np.logaddexp(0, -BETA * rewards[label]).mean() + np.logaddexp(0, BETA * rewards[~label]).mean()
+    ) / 2
+    if rl == "aot":
+        compared = policy[label] - policy[~label], reference[label] - reference[~label]
+    else:
+        compared = rewards[label], rewards[~label]
+    loss, displacement = coupled_by_pot(*compared)
+    return (1 - ANCHOR) * loss + ANCHOR * anchor, displacement
+
+
+def test_micro_batch_scope_couples_each_micro_batch_alone(build, config):
+    options = {"aot_scope": "micro_batch", "aot_entropy": ENTROPY, "aot_anchor": ANCHOR, "rl_beta": BETA}
+    trainer = build({**config, **options, **cut(4, 3), "learning_rate": 1e-2})
+    seen = scores_of_steps(trainer)
+    assert len(seen) == 12 and all(len(s.policy) == (8 if config["rl"] == "aot" else 4) for s in seen)
+    logged = steps(trainer)
+    for number, step in enumerate(logged):
+        micro_batches = seen[3 * number : 3 * number + 3]
+        alone = [by_hand([scores], config["rl"]) for scores in micro_batches]
+        loss, displacement = np.mean(alone, axis=0)
+        assert step["loss"] == pytest.approx(loss, rel=1e-5)
+        assert step["dominance/rank_displacement"] == pytest.approx(displacement, abs=1e-5)
+    together, _ = by_hand(micro_batches, config["rl"])
+    assert abs(together - logged[-1]["loss"]) > 1e-3  # or this would say nothing
 
 
 # --- Against TRL's own trainer ------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.alignment.batched.kinds import KINDS
 from benchmarks.alignment.batched.search import FRESH, STAGES, groups
-from benchmarks.alignment.batched.training import Bench, Run, answers, scores, train
+from benchmarks.alignment.batched.training import Bench, Run, sampled, scores, train
 from benchmarks.alignment.preferences import Data, draw_rows
 from benchmarks.alignment.tasks import TASKS
 
@@ -25,7 +25,7 @@ from benchmarks.alignment.tasks import TASKS
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
 @click.option("--seconds", type=float, default=float("inf"), help="No group of runs begins after these.")
-@click.option("--group", type=int, default=192, show_default=True, help="Runs trained at once.")
+@click.option("--group", type=int, default=240, show_default=True, help="Runs trained at once.")
 @click.option(
     "--workers", type=int, default=12, show_default=True, help="Processes that draw data and score."
 )
@@ -66,7 +66,7 @@ def main(
                 adapter = train(bench, KINDS, some)
                 parts = {
                     part: [
-                        pool.submit(scores, bench.task, part, own) for own in answers(bench, adapter, part, 0)
+                        pool.submit(scores, bench.task, part, own) for own in sampled(bench, adapter, part, 0)
                     ]
                     for part in (("validation", "test") if some[0].seed in FRESH else ("validation",))
                 }

@@ -24,7 +24,7 @@ from benchmarks.alignment.preferences import Data
 from benchmarks.alignment.tasks import TASKS, Task
 
 SIZE = 64  # pairs of a step, or half of its answers
-CHUNK = 64  # runs whose rewards are sampled at once
+CHUNK = 32  # runs whose rewards are sampled at once
 BETAS, EPS, MAX_NORM = (0.9, 0.999), 1e-8, 1.0
 
 
@@ -53,6 +53,19 @@ class Run:
     epochs: int = 1
 
 
+class Answers(NamedTuple):
+    """A training set, the chosen answers first.
+
+    ids: (answers, length). label: True for a chosen one. reference: log-probability, in nats. length: tokens,
+    the end token included.
+    """
+
+    ids: Tensor
+    label: Tensor
+    reference: Tensor
+    length: Tensor
+
+
 class Bench:
     """A task's base model, and its data as token ids."""
 
@@ -64,7 +77,7 @@ class Bench:
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
         self.pad, self.end = (tokenizer.convert_tokens_to_ids(token) for token in (PAD, EOS))
         self.parts = task.split_problems()
-        self._ids: dict[tuple[Data, int], tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple[Data, int], Answers] = {}
 
     def prompts(self, problems: Sequence[Problem]) -> Tensor:
         texts = [self.task.prompt_of(problem) for problem in problems]
@@ -80,8 +93,8 @@ class Bench:
         return self.tokenizer(ids, return_tensors="pt").input_ids.to(self.device)
 
     def keep(self, data: Data, seed: int, rows: list[dict]) -> None:
-        """The token ids of chosen and of rejected answers among `draw_rows`'s rows."""
-        if (data, seed) in self._ids:
+        """Score the chosen and the rejected answers among `draw_rows`'s rows under the base model, once."""
+        if (data, seed) in self._known:
             return
         if data.positives is None:
             sides = [[(row["prompt"], row[side]) for row in rows] for side in ("chosen", "rejected")]
@@ -90,11 +103,15 @@ class Bench:
                 [(row["prompt"], row["completion"]) for row in rows if row["label"] == label]
                 for label in (True, False)
             ]
-        self._ids[data, seed] = tuple(self.sequences(side) for side in sides)
+        ids = self.sequences([pair for side in sides for pair in side])
+        with torch.no_grad():
+            reference, length = self.logprobs(None, ids[None])
+        label = torch.arange(len(ids), device=self.device) < len(sides[0])
+        self._known[data, seed] = Answers(ids, label, reference[0], length[0])
 
-    def ids(self, data: Data, seed: int) -> tuple[Tensor, Tensor]:
+    def answers(self, data: Data, seed: int) -> Answers:
         """What was kept."""
-        return self._ids[data, seed]
+        return self._known[data, seed]
 
     def logprobs(self, adapter: Adapter | None, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Of the answers of (runs, n, length), summed, and their lengths; (runs, n)."""
@@ -112,14 +129,11 @@ def train(bench: Bench, kinds: Mapping[str, Kind], runs: Sequence[Run]) -> Adapt
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     rate = torch.tensor([run.learning_rate for run in runs], device=bench.device)
     beta = torch.tensor([[run.beta] for run in runs], device=bench.device)
-    batches = [_batches(bench, kinds[run.kind], run) for run in runs]
-    ids = torch.stack([b[0] for b in batches])  # (runs, answers, length)
-    label = torch.stack([b[1] for b in batches])
-    steps, chosen = len(batches[0][2]), batches[0][3]
-    index = torch.stack([b[2] for b in batches])  # (runs, steps, answers of a step)
-    with torch.no_grad():
-        scored = [bench.logprobs(None, some) for some in ids.split(CHUNK)]
-        reference, length = (torch.cat(parts) for parts in zip(*scored, strict=True))
+    answers = [bench.answers(run.data, run.seed) for run in runs]
+    ids, label, reference, length = (torch.stack(field) for field in zip(*answers, strict=True))
+    batches = [_batches(kinds[run.kind], run, own) for run, own in zip(runs, answers, strict=True)]
+    index, chosen = torch.stack([taken for taken, _ in batches]).to(bench.device), batches[0][1]
+    steps = index.shape[1]
     for number in range(steps):
         now = index[:, number]
         taken = ids.gather(1, now[..., None].expand(-1, -1, ids.shape[-1]))
@@ -138,27 +152,24 @@ def train(bench: Bench, kinds: Mapping[str, Kind], runs: Sequence[Run]) -> Adapt
     return {name: (a.detach(), b.detach()) for name, (a, b) in adapter.items()}
 
 
-def _batches(bench: Bench, kind: Kind, run: Run) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Token ids, labels, which of them each step takes, and how many of these are chosen ones."""
-    chosen, rejected = bench.ids(run.data, run.seed)
+def _batches(kind: Kind, run: Run, answers: Answers) -> tuple[Tensor, int]:
+    """Which answers each step takes, (steps, answers of a step), and how many of these are chosen ones."""
+    total, positives = len(answers.label), int(answers.label.sum())
     rng = np.random.default_rng([run.seed, 7])
-    total = len(chosen) + len(rejected)
     steps = total // (2 * SIZE)
-    share = 0.5 if run.data.positives is None else run.data.positives
-    count = max(1, round(2 * SIZE * share))
+    count = max(1, round(2 * SIZE * positives / total))
     found = []
     fixed = rng.permutation(total)  # TRL's KTO trainer takes them in the same order every epoch
     for _ in range(run.epochs):
         if kind.by_chance:
             taken = fixed[: steps * 2 * SIZE].reshape(steps, -1)
         else:
-            upper = _repeated(rng, len(chosen), steps * count)
-            lower = upper if kind.paired else _repeated(rng, len(rejected), steps * (2 * SIZE - count))
-            taken = np.concatenate([upper.reshape(steps, -1), len(chosen) + lower.reshape(steps, -1)], 1)
+            upper = _repeated(rng, positives, steps * count)
+            others = steps * (2 * SIZE - count)
+            lower = upper if kind.paired else _repeated(rng, total - positives, others)
+            taken = np.concatenate([upper.reshape(steps, -1), positives + lower.reshape(steps, -1)], 1)
         found.append(taken)
-    label = torch.arange(total, device=bench.device) < len(chosen)
-    index = torch.from_numpy(np.concatenate(found)).to(bench.device)
-    return torch.cat([chosen, rejected]), label, index, count
+    return torch.from_numpy(np.concatenate(found)), count
 
 
 def _repeated(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
@@ -205,7 +216,7 @@ def _adamw(
         p.sub_(rate[:, None, None] / (1 - one ** (number + 1)) * m / scale)
 
 
-def answers(bench: Bench, adapter: Adapter, part: str, seed: int) -> list[np.ndarray]:
+def sampled(bench: Bench, adapter: Adapter, part: str, seed: int) -> list[np.ndarray]:
     """Token ids of one answer a problem at temperature 1, by run; (problems, tokens)."""
     prompts = bench.prompts(bench.parts[part])
     runs = next(iter(adapter.values()))[0].shape[0]

@@ -191,6 +191,19 @@ def test_losses_of_pairs_are_trls(folder, tmp_path, name, loss):
     assert loss(step, torch.tensor([[0.3]])).item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_masses_by_length_leave_no_length_to_a_label():
+    step = _step(6, 200, 300)
+    chosen, rejected = step.length[:, :200], step.length[:, 200:]
+    masses = losses._alike_in_length(chosen, rejected)
+    for run in range(RUNS):
+        shares = []
+        for length, mass in zip((chosen[run], rejected[run]), (masses[0][run], masses[1][run]), strict=True):
+            total = torch.zeros(losses.LONGEST).index_add_(0, length.long(), mass)
+            shares.append(total / total.sum())
+        # the one answer more of each length leaves so much of some 25 and some 40 of a length
+        torch.testing.assert_close(*shares, atol=0.01, rtol=0)
+
+
 def test_kto_by_a_loop():
     step = _step(4)
     step = step._replace(label=torch.rand(RUNS, 2 * SIZE, generator=torch.Generator().manual_seed(1)) < 0.4)

@@ -55,15 +55,27 @@ VARIANTS: dict[str, Kind] = {
     "unpaired, all pairs, sigmoid, anchor 0.5": Kind(
         UNPAIRED(entropy=math.inf, anchor=0.5, penalty="sigmoid")
     ),
-    **{f"anchor, margin {m:g} nats": Kind(ANCHOR(margin=m)) for m in (0.5, 1.0, 2.0)},
+    **{f"anchor, margin {m:g} nats": Kind(ANCHOR(margin=m)) for m in (-0.5, 0.5, 1.0, 2.0)},
     **{f"anchor, steepness by spread {s:g}": Kind(ANCHOR(spread=s)) for s in (1.0, 2.0, 4.0)},
-    "anchor, labels doubted": Kind(ANCHOR(doubt=True)),
-    "unpaired, entropy 1.5, labels doubted": Kind(UNPAIRED(entropy=1.5, doubt=True)),
-    "unpaired, sorted, labels doubted": Kind(UNPAIRED(doubt=True)),
+    **{f"anchor, labels doubted to the {d:g}": Kind(ANCHOR(doubt=d)) for d in (1.0, 2.0)},
     **{
-        f"anchor, pairs centred by {c:g}": Kind(PAIRED_ANCHOR(centre=c), paired=True)
-        for c in (0.25, 0.5, 1.0)
+        f"anchor, penalty {q}, labels doubted to the {d:g}": Kind(UNPAIRED(anchor=1.0, penalty=q, doubt=d))
+        for q in ("logistic", "q0.5")
+        for d in (1.0, 2.0)
     },
+    "unpaired, entropy 1.5, labels doubted": Kind(UNPAIRED(entropy=1.5, doubt=1.0)),
+    "unpaired, sorted, labels doubted": Kind(UNPAIRED(doubt=1.0)),
+    "anchor, masses by length": Kind(ANCHOR(by_length=True)),
+    "unpaired, entropy 1.5, masses by length": Kind(UNPAIRED(entropy=1.5, by_length=True)),
+    "pairs, sigmoid": Kind(PAIRED(matched=True, penalty="sigmoid"), paired=True),
+    **{
+        f"pairs, sigmoid, anchor {a:g}": Kind(PAIRED(matched=True, penalty="sigmoid", anchor=a), paired=True)
+        for a in (0.5, 0.75)
+    },
+    "pairs, logistic, anchor 0.75 of its own sigmoid": Kind(
+        PAIRED(matched=True, anchor=0.75, anchor_penalty=("sigmoid", "sigmoid")), paired=True
+    ),
+    **{f"anchor, pairs centred by {c:g}": Kind(PAIRED_ANCHOR(centre=c), paired=True) for c in (0.25, 0.5)},
     "anchor, half-way between the labels' means": Kind(ANCHOR(threshold=True)),
     **{f"anchor, chosen weigh {w:g}": Kind(ANCHOR(chosen_share=w)) for w in (0.4, 0.6)},
     **{f"anchor, penalty {q}": Kind(UNPAIRED(anchor=1.0, penalty=q)) for q in ("q0.3", "q0.5", "q0.7")},

@@ -15,6 +15,7 @@ from torch import Tensor
 
 SINKHORN_STEPS = 60  # for an entropy of 1 or more; in proportion more below
 FLOOR = 0.05  # least mass of a doubted answer, as a share of a trusted one's
+LONGEST = 16  # tokens of an answer
 
 
 class Step(NamedTuple):
@@ -101,10 +102,12 @@ class Ours:
     anchor_penalty: of the anchor, for chosen and for rejected. margin: nats that the anchor asks for besides.
     tau: a rejected answer's mass goes with its probability to this power. spread: rl_beta is divided by the
     rewards' interquartile range in units of this many nats, where that is larger. doubt: an answer's mass
-    goes with the share of the other label's answers that it is on the right side of. centre: this share of
-    a pair's mean reward is taken from both. threshold: the anchor is half-way between the labels' mean
-    rewards, if that is above 0. chosen_share: weight of the chosen answers in the anchor. per_token: rewards
-    are divided by the answer's length, in units of the step's mean.
+    goes with the share of the other label's answers that it is on the right side of, to this power.
+    by_length: masses that give both labels the same distribution of lengths. matched: each pair is compared
+    with itself, as DPO does. centre: this share of a pair's mean reward is taken from both. threshold: the
+    anchor is half-way between the labels' mean rewards, if that is above 0. chosen_share: weight of the
+    chosen answers in the anchor. per_token: rewards are divided by the answer's length, in units of the
+    step's mean.
     """
 
     paired: bool
@@ -115,7 +118,9 @@ class Ours:
     margin: float = 0.0
     tau: float = 0.0
     spread: float = 0.0
-    doubt: bool = False
+    doubt: float = 0.0
+    by_length: bool = False
+    matched: bool = False
     centre: float = 0.0
     threshold: bool = False
     chosen_share: float = 0.5
@@ -132,7 +137,9 @@ class Ours:
         a, b = (torch.full_like(x, 1 / x.shape[1]) for x in (u, v))
         if self.doubt:
             above = (u[:, :, None] > v[:, None]).to(u)
-            a, b = FLOOR + above.mean(2), FLOOR + above.mean(1)
+            a, b = ((FLOOR + share) ** self.doubt for share in (above.mean(2), above.mean(1)))
+        if self.by_length:
+            a, b = _alike_in_length(step.length[:, : step.chosen], step.length[:, step.chosen :])
         if self.tau:
             b = b * (self.tau * step.policy[:, step.chosen :].detach()).softmax(1)
         a, b = (x / x.sum(1, keepdim=True) for x in (a, b))
@@ -147,6 +154,8 @@ class Ours:
         if self.paired:
             u, v = (x[:, : step.chosen] - x[:, step.chosen :] for x in (step.policy, step.reference))
         penalty = PENALTIES[self.penalty]
+        if self.matched:
+            return penalty(beta * (step.rewards[:, : step.chosen] - step.rewards[:, step.chosen :])).mean(1)
         if not self.entropy:
             return sorted_cost(u, v, a, b, lambda z: penalty(beta * z))
         cost = penalty(beta[..., None] * (u[:, :, None] - v[:, None]))
@@ -168,6 +177,16 @@ class Ours:
         of_chosen = (a * upper(beta * (u - self.margin))).sum(1)
         of_rejected = (b * lower(-beta * (v + self.margin))).sum(1)
         return self.chosen_share * of_chosen + (1 - self.chosen_share) * of_rejected
+
+
+def _alike_in_length(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+    """Masses under which a length says nothing of the label; of each length one answer more is counted."""
+    counts = [F.one_hot(x.long().clamp(max=LONGEST - 1), LONGEST).sum(1) + 1.0 for x in (chosen, rejected)]
+    both = sum(count / count.sum(1, keepdim=True) for count in counts) / 2
+    return tuple(
+        (both / (count / count.sum(1, keepdim=True))).gather(1, x.long().clamp(max=LONGEST - 1))
+        for x, count in zip((chosen, rejected), counts, strict=True)
+    )
 
 
 def sorted_cost(u: Tensor, v: Tensor, a: Tensor, b: Tensor, cost: Callable[[Tensor], Tensor]) -> Tensor:

@@ -20,8 +20,9 @@ BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 RATES = (1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3)
 LONGER = 4  # epochs
 LONGER_BETAS, LONGER_RATES = (0.3, 1.0, 3.0), (7.5e-5, 1.5e-4, 3e-4, 6e-4, 1.2e-3)
-VARIANT_BETAS, VARIANT_RATES = (0.3, 1.0, 3.0), (6e-4, 1.2e-3, 2.4e-3, 4.8e-3)
-FINALISTS = 8
+VARIANT_BETAS = (0.3, 1.0, 3.0)
+VARIANT_RATES = {"sorting": (6e-4, 1.2e-3, 2.4e-3), "covering": (1.2e-3, 2.4e-3, 4.8e-3)}
+WITHIN = 0.02  # of the best: variants that are measured with fresh seeds
 
 Tried = dict[tuple[str, Data, int, float, float], list[float]]  # validation rewards by seed
 
@@ -102,16 +103,22 @@ def rates(results: list[dict]) -> list[Run]:
 
 
 def variants(results: list[dict]) -> list[Run]:
-    return _runs(VARIANTS, VARIANT_BETAS, VARIANT_RATES, SEEDS, conditions()[:3])
+    return [
+        run
+        for where in conditions()
+        for run in _runs(VARIANTS, VARIANT_BETAS, VARIANT_RATES[where.data.task], SEEDS, [where])
+    ]
 
 
 def finalists(results: list[dict]) -> list[Run]:
-    """Of all variants, at each one's best, with fresh seeds."""
+    """The variants that come close to the best of all, at each one's best, with fresh seeds."""
     tried, runs = found(results), []
-    for where in conditions()[:3]:
+    for where in conditions():
+        points = {kind: best(tried, kind, where) for kind in (*CONTENDERS, *VARIANTS)}
+        means = {kind: np.mean(tried[(kind, *where, *point)]) for kind, point in points.items() if point}
         for kind in VARIANTS:
-            if point := best(tried, kind, where):
-                runs += _runs([kind], point[:1], point[1:], FRESH, [where])
+            if kind in means and means[kind] > max(means.values()) - WITHIN:
+                runs += _runs([kind], points[kind][:1], points[kind][1:], FRESH, [where])
     return runs
 
 
@@ -130,7 +137,7 @@ def few(results: list[dict]) -> list[Run]:
 
 
 STAGES: dict[str, Callable[[list[dict]], list[Run]]] = {
-    stage.__name__: stage for stage in (grid, refined, few, rates, longer, variants, finalists)
+    stage.__name__: stage for stage in (grid, refined, few, rates, variants, finalists, longer)
 }
 
 

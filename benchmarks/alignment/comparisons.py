@@ -1,7 +1,7 @@
 """The cells of each table, and the order in which all are run.
 
-May import `benchmarks.alignment.cells`, `contenders`, `plan`, `preferences`, `results`, `searches`, `settings`,
-`tasks`.
+May import `benchmarks.alignment.cells`, `contenders`, `plan`, `preferences`, `results`, `searches`,
+`settings`, `tasks`.
 """
 
 from dataclasses import replace

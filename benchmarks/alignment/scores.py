@@ -50,9 +50,10 @@ def sampled(
     """Of one answer a problem, sampled at temperature 1.
 
     reward: the mean of true rewards, 0 where malformed; worst: the mean of the lowest `WORST` of them;
-    sorted: the share whose reward is 1; malformed; idle: the mean of the task's idle words, of the well-formed
-    ones (0 where there is none); length: the mean number of words before the end token, `task.max_words` where
-    there is none; kl: the mean of log policy / reference of the tokens up to the end token and it, in nats.
+    sorted: the share whose reward is 1; malformed; idle: the mean of the task's idle words, of the
+    well-formed ones (0 where there is none); length: the mean number of words before the end token,
+    `task.max_words` where there is none; kl: the mean of log policy / reference of the tokens up to the end
+    token and it, in nats.
     """
     prompts = ids = token_ids(tokenizer, [task.prompt_of(problem) for problem in problems])
     generator = torch.Generator().manual_seed(seed)
@@ -87,8 +88,8 @@ def sampled(
 def logprobs(model: PreTrainedModel, ids: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Of the tokens after the prompt, summed; nats, shape (n,).
 
-    ids: (n, prompt and answer). counts: (n, answer), which tokens of the answer count; those that do not stand
-    at its end, where what comes before does not see them.
+    ids: (n, prompt and answer). counts: (n, answer), which tokens of the answer count; those that do not
+    stand at its end, where what comes before does not see them.
     """
     begin = ids.shape[1] - counts.shape[1]
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, begin - 1 :].log_softmax(-1)

@@ -1,7 +1,7 @@
 """The preference data of a task: which of two answers is chosen is drawn from the Bradley-Terry model.
 
-So a share of the preferences is wrong, more so between answers of like quality. Everything is drawn from seeds.
-Imports NumPy and `benchmarks.alignment.tasks`.
+So a share of the preferences is wrong, more so between answers of like quality. Everything is drawn from
+seeds. Imports NumPy and `benchmarks.alignment.tasks`.
 """
 
 import json
@@ -23,7 +23,8 @@ class Data:
     """What a run trains on.
 
     count: pairs, or answers with a label. positives: their share, of answers with a label; None for the
-    answers of `count` pairs, taken apart. flipped: the share of the pairs that are turned round. task: its name.
+    answers of `count` pairs, taken apart. flipped: the share of the pairs that are turned round. task: its
+    name.
     """
 
     count: int

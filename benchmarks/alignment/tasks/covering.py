@@ -1,14 +1,14 @@
 """The different letters of a row to name, each once: answers differ in length, and length can be gamed.
 
-A problem is a row of eight letters with repetitions, of two to six different ones. An answer names letters; its
-reward is the F1 score of the letters it names against those of the row, 2 h / (l + k), with h of the k different
-letters named in l words. So a missing letter costs, and so does every word that adds nothing. An answer is
-well-formed if it is not empty, ends, and names letters of the row only. Careless answers, half of them, skip more
-letters and repeat more.
+A problem is a row of eight letters with repetitions, of two to six different ones. An answer names letters;
+its reward is the F1 score of the letters it names against those of the row, 2 h / (l + k), with h of the k
+different letters named in l words. So a missing letter costs, and so does every word that adds nothing. An
+answer is well-formed if it is not empty, ends, and names letters of the row only. Careless answers, half of
+them, skip more letters and repeat more.
 
-The judge whose preferences the data hold likes long answers: each word counts for it besides. Its bias is too
-small to make repetition pay, but it blurs the difference between an answer and a longer one, so that words that
-add nothing cost little. `idle_words` counts them: that is how far length was gamed.
+The judge whose preferences the data hold likes long answers: each word counts for it besides. Its bias is
+too small to make repetition pay, but it blurs the difference between an answer and a longer one, so that
+words that add nothing cost little. `idle_words` counts them: that is how far length was gamed.
 
 Imports NumPy, `axolotl_aot.quickstart` and `task` beside it.
 """

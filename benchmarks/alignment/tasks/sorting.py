@@ -1,8 +1,8 @@
 """Five letters to sort: answers have one length.
 
-The reward is the share of the ten pairs of letters that stand in order: 0 to 1, in steps of 0.1. An answer is
-well-formed if it is one of the problem's permutations. Half of the answers are careful (few pairs out of order),
-half careless (any order). Imports NumPy, `axolotl_aot.quickstart` and `task` beside it.
+The reward is the share of the ten pairs of letters that stand in order: 0 to 1, in steps of 0.1. An answer
+is well-formed if it is one of the problem's permutations. Half of the answers are careful (few pairs out of
+order), half careless (any order). Imports NumPy, `axolotl_aot.quickstart` and `task` beside it.
 """
 
 import random

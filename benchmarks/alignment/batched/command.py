@@ -14,8 +14,9 @@ import click
 import torch
 
 from benchmarks.alignment.batched.kinds import KINDS
-from benchmarks.alignment.batched.search import FRESH, STAGES, groups
+from benchmarks.alignment.batched.search import FRESH, STAGES, choices, groups
 from benchmarks.alignment.batched.training import Bench, Run, sampled, scores, train
+from benchmarks.alignment.choices import write_choices
 from benchmarks.alignment.preferences import Data, draw_rows
 from benchmarks.alignment.tasks import TASKS
 
@@ -30,6 +31,7 @@ from benchmarks.alignment.tasks import TASKS
     "--workers", type=int, default=12, show_default=True, help="Processes that draw data and score."
 )
 @click.option("--stage", "stages", multiple=True, type=click.Choice(list(STAGES)))
+@click.option("--choices", "chosen", type=click.Path(dir_okay=False, path_type=Path), help="Write them here.")
 @click.option("--every", type=int, default=1, help="Take one group of so many, to try the command.")
 def main(
     bases: Path,
@@ -39,6 +41,7 @@ def main(
     group: int,
     workers: int,
     stages: tuple[str, ...],
+    chosen: Path | None,
     every: int,
 ) -> None:
     """Search with the base models in BASES/TASK; results go to OUT as JSON lines, one a run.
@@ -79,6 +82,8 @@ def main(
                     file.write(json.dumps({**result, "run": dataclasses.asdict(run)}) + "\n")
             file.flush()
             click.echo(f"{time.monotonic() - began:6.1f} s  {name}: {len(runs)} runs")
+    if chosen:
+        write_choices(choices(results), chosen)
 
 
 def read(path: Path) -> list[dict]:

@@ -1,6 +1,6 @@
 """What is searched, in the order of its weight; and what is chosen from it.
 
-Imports `benchmarks.alignment.preferences`, and `kinds` and `training` beside it.
+Imports `benchmarks.alignment.choices`, `plan` and `preferences`, and `kinds` and `training` beside it.
 """
 
 from collections import defaultdict
@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.alignment.batched.kinds import CONTENDERS, SHARES, VARIANTS, balanced
+from benchmarks.alignment.batched.kinds import BALANCED, CONTENDERS, SHARES, VARIANTS, balanced
 from benchmarks.alignment.batched.training import Run
+from benchmarks.alignment.choices import Best, Choices, Place
+from benchmarks.alignment.plan import BALANCED as BALANCED_NAME
 from benchmarks.alignment.preferences import Data
 
 COUNT = 2048
 FLIPPED = 0.2
-SEEDS, FRESH = range(3), range(5, 15)
+SEEDS, MORE, FRESH = range(3), range(15, 20), range(5, 15)
+POINTS, VARIANT_POINTS = 4, 2  # of each search, that are tried with more seeds
 BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 RATES = (1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3)
 LONGER = 4  # epochs
@@ -62,16 +65,35 @@ def found(results: Iterable[dict]) -> Tried:
     tried: Tried = defaultdict(list)
     for result in results:
         run = result["run"]
-        if run.seed in SEEDS:
+        if run.seed in SEEDS or run.seed in MORE:
             key = (run.kind, run.data, run.epochs, run.beta, run.learning_rate)
             tried[key].append(result["validation"]["reward"])
     return tried
 
 
-def best(tried: Tried, kind: str, where: Condition) -> tuple[float, float] | None:
-    """rl_beta and learning rate of the largest mean; None where nothing was tried."""
-    means = {key[3:]: np.mean(values) for key, values in tried.items() if key[:3] == (kind, *where)}
-    return max(means, key=means.get) if means else None
+def points(tried: Tried, kind: str, where: Condition) -> list[Best]:
+    """The best first, of those that were tried with most seeds."""
+    values = {key[3:]: found for key, found in tried.items() if key[:3] == (kind, *where)}
+    most = max(map(len, values.values()), default=0)
+    means = {point: np.mean(found) for point, found in values.items() if len(found) == most}
+    return [Best(*point) for point in sorted(means, key=means.get, reverse=True)]
+
+
+def best(tried: Tried, kind: str, where: Condition) -> Best | None:
+    """The largest mean; None where nothing was tried."""
+    return next(iter(points(tried, kind, where)), None)
+
+
+def choices(results: list[dict]) -> Choices:
+    """Of all that was searched, by the names of `benchmarks.alignment.settings`."""
+    tried = found(results)
+    chosen: Choices = {}
+    for kind, data, epochs in dict.fromkeys(key[:3] for key in tried):
+        if kind not in VARIANTS:
+            name = BALANCED_NAME if kind in BALANCED else kind
+            place = Place(data.task, name, data.flipped, epochs, data.positives)
+            chosen[place] = points(tried, kind, Condition(data, epochs))[0]
+    return chosen
 
 
 # --- The stages, each from the results so far -------------------------------------------------------
@@ -87,9 +109,24 @@ def refined(results: list[dict]) -> list[Run]:
     for where in conditions():
         for kind in CONTENDERS:
             if point := best(tried, kind, where):
-                rates = [float(f"{point[1] * factor:.3g}") for factor in (2**-0.5, 2**0.5)]
-                runs += _runs([kind], point[:1], rates, SEEDS, [where])
+                rates = [float(f"{point.learning_rate * factor:.3g}") for factor in (2**-0.5, 2**0.5)]
+                runs += _runs([kind], [point.beta], rates, SEEDS, [where])
     return runs
+
+
+def _confirmed(results: list[dict], kinds: Iterable[str], count: int) -> list[Run]:
+    """The best points of everything that was searched, with more seeds: few flatter one by chance."""
+    tried, runs = found(results), []
+    for kind, data, epochs in dict.fromkeys(key[:3] for key in tried):
+        if kind in kinds:
+            where = Condition(data, epochs)
+            for point in points(tried, kind, where)[:count]:
+                runs += _runs([kind], [point.beta], [point.learning_rate], MORE, [where])
+    return runs
+
+
+def confirmed(results: list[dict]) -> list[Run]:
+    return _confirmed(results, {**CONTENDERS, **BALANCED}, POINTS)
 
 
 def rates(results: list[dict]) -> list[Run]:
@@ -98,27 +135,43 @@ def rates(results: list[dict]) -> list[Run]:
     for where in conditions():
         for kind in CONTENDERS:
             if point := best(tried, kind, where):
-                runs += _runs([kind], point[:1], sorted({*RATES, point[1]}), FRESH, [where])
+                some = sorted({*RATES, point.learning_rate})
+                runs += _runs([kind], [point.beta], some, FRESH, [where])
     return runs
 
 
 def variants(results: list[dict]) -> list[Run]:
     return [
         run
-        for where in conditions()
+        for where in conditions()[:3]
         for run in _runs(VARIANTS, VARIANT_BETAS, VARIANT_RATES[where.data.task], SEEDS, [where])
     ]
+
+
+def _close(results: list[dict], where: Condition) -> list[str]:
+    """The variants that come close to the best of all."""
+    tried = found(results)
+    tops = {kind: best(tried, kind, where) for kind in (*CONTENDERS, *VARIANTS)}
+    means = {kind: np.mean(tried[(kind, *where, *_pair(top))]) for kind, top in tops.items() if top}
+    return [kind for kind in VARIANTS if kind in means and means[kind] > max(means.values()) - WITHIN]
+
+
+def _pair(point: Best) -> tuple[float, float]:
+    return point.beta, point.learning_rate
+
+
+def variants_confirmed(results: list[dict]) -> list[Run]:
+    close = {kind for where in conditions() for kind in _close(results, where)}
+    return _confirmed(results, close, VARIANT_POINTS)
 
 
 def finalists(results: list[dict]) -> list[Run]:
     """The variants that come close to the best of all, at each one's best, with fresh seeds."""
     tried, runs = found(results), []
     for where in conditions():
-        points = {kind: best(tried, kind, where) for kind in (*CONTENDERS, *VARIANTS)}
-        means = {kind: np.mean(tried[(kind, *where, *point)]) for kind, point in points.items() if point}
-        for kind in VARIANTS:
-            if kind in means and means[kind] > max(means.values()) - WITHIN:
-                runs += _runs([kind], points[kind][:1], points[kind][1:], FRESH, [where])
+        for kind in _close(results, where):
+            point = points(tried, kind, where)[0]
+            runs += _runs([kind], [point.beta], [point.learning_rate], FRESH, [where])
     return runs
 
 
@@ -137,7 +190,8 @@ def few(results: list[dict]) -> list[Run]:
 
 
 STAGES: dict[str, Callable[[list[dict]], list[Run]]] = {
-    stage.__name__: stage for stage in (grid, refined, few, rates, variants, finalists, longer)
+    stage.__name__: stage
+    for stage in (grid, refined, few, longer, confirmed, rates, variants, variants_confirmed, finalists)
 }
 
 

@@ -3,8 +3,6 @@
 Imports click, and everything beside it.
 """
 
-import dataclasses
-import json
 import multiprocessing
 import time
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,6 +12,7 @@ import click
 import torch
 
 from benchmarks.alignment.batched.kinds import KINDS
+from benchmarks.alignment.batched.records import append, read
 from benchmarks.alignment.batched.search import FRESH, STAGES, choices, groups
 from benchmarks.alignment.batched.training import Bench, Run, sampled, scores, train
 from benchmarks.alignment.choices import write_choices
@@ -44,13 +43,13 @@ def main(
     chosen: Path | None,
     every: int,
 ) -> None:
-    """Search with the base models in BASES/TASK; results go to OUT as JSON lines, one a run.
+    """Search with the base models in BASES/TASK; results go to the CSV file OUT, a run a line.
 
     A run that OUT has a result of is not run again.
     """
     began = time.monotonic()
     results = read(out)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool, out.open("a") as file:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         benches = {name: Bench(task, bases / name, device) for name, task in TASKS.items()}
         drawn: dict[tuple[Data, int], Future] = {}
         for name in stages or STAGES:
@@ -75,20 +74,13 @@ def main(
                 }
                 pending.append((some, parts))
                 click.echo(f"{time.monotonic() - began:6.1f} s  {name}: {len(some)} runs of {some[0].data}")
-            for some, parts in pending:
-                for i, run in enumerate(some):
-                    result = {"run": run, **{part: futures[i].result() for part, futures in parts.items()}}
-                    results.append(result)
-                    file.write(json.dumps({**result, "run": dataclasses.asdict(run)}) + "\n")
-            file.flush()
+            scored = [
+                {"run": run, **{part: futures[i].result() for part, futures in parts.items()}}
+                for some, parts in pending
+                for i, run in enumerate(some)
+            ]
+            append(out, scored)
+            results += scored
             click.echo(f"{time.monotonic() - began:6.1f} s  {name}: {len(runs)} runs")
     if chosen:
         write_choices(choices(results), chosen)
-
-
-def read(path: Path) -> list[dict]:
-    """Results, with each run as a `Run`."""
-    if not path.is_file():
-        return []
-    found = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    return [{**line, "run": Run(**{**line["run"], "data": Data(**line["run"]["data"])})} for line in found]

@@ -36,6 +36,8 @@ CONTENDERS: dict[str, Kind] = {
     "aot_unpaired, entropic": Kind(UNPAIRED(entropy=ENTROPY)),
     "aot, anchor": Kind(PAIRED_ANCHOR(), paired=True),
     "aot_unpaired, anchor": Kind(ANCHOR()),
+    "aot, doubted": Kind(PAIRED_ANCHOR(doubt=1.0), paired=True),
+    "aot_unpaired, doubted": Kind(ANCHOR(doubt=1.0)),
 }
 
 BALANCED = {balanced(share): _kto((1 - share) / share) for share in SHARES}
@@ -57,7 +59,7 @@ VARIANTS: dict[str, Kind] = {
     ),
     **{f"anchor, margin {m:g} nats": Kind(ANCHOR(margin=m)) for m in (-0.5, 0.5, 1.0, 2.0)},
     **{f"anchor, steepness by spread {s:g}": Kind(ANCHOR(spread=s)) for s in (1.0, 2.0, 4.0)},
-    **{f"anchor, labels doubted to the {d:g}": Kind(ANCHOR(doubt=d)) for d in (1.0, 2.0)},
+    "anchor, labels doubted to the 2": Kind(ANCHOR(doubt=2.0)),
     **{
         f"anchor, penalty {q}, labels doubted to the {d:g}": Kind(UNPAIRED(anchor=1.0, penalty=q, doubt=d))
         for q in ("logistic", "q0.5")

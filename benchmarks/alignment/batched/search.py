@@ -17,7 +17,7 @@ from benchmarks.alignment.preferences import Data
 
 COUNT = 2048
 FLIPPED = 0.2
-SEEDS, MORE, FRESH = range(3), range(15, 20), range(5, 15)
+SEEDS, MORE, FRESH, FEWER = range(3), range(15, 20), range(5, 15), range(5, 10)
 POINTS, VARIANT_POINTS = 4, 2  # of each search, that are tried with more seeds
 BETAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 RATES = (1.5e-4, 3e-4, 6e-4, 1.2e-3, 2.4e-3, 4.8e-3, 9.6e-3)
@@ -25,6 +25,7 @@ LONGER = 4  # epochs
 LONGER_BETAS, LONGER_RATES = (0.3, 1.0, 3.0), (7.5e-5, 1.5e-4, 3e-4, 6e-4, 1.2e-3)
 VARIANT_BETAS = (0.3, 1.0, 3.0)
 VARIANT_RATES = {"sorting": (6e-4, 1.2e-3, 2.4e-3), "covering": (1.2e-3, 2.4e-3, 4.8e-3)}
+FEW = ("kto", "aot_unpaired", "aot_unpaired, entropic", "aot_unpaired, anchor", "aot_unpaired, doubted")
 WITHIN = 0.02  # of the best: variants that are measured with fresh seeds
 
 Tried = dict[tuple[str, Data, int, float, float], list[float]]  # validation rewards by seed
@@ -175,23 +176,61 @@ def finalists(results: list[dict]) -> list[Run]:
     return runs
 
 
+def _longer() -> list[Condition]:
+    return [Condition(data, LONGER) for data, _ in conditions() if not data.flipped]
+
+
+def _few(share: float) -> Condition:
+    return Condition(Data(2 * COUNT, positives=share))
+
+
 def longer(results: list[dict]) -> list[Run]:
-    where = [Condition(data, LONGER) for data, _ in conditions() if not data.flipped]
-    return _runs(CONTENDERS, LONGER_BETAS, LONGER_RATES, SEEDS, where)
+    return _runs(CONTENDERS, LONGER_BETAS, LONGER_RATES, SEEDS, _longer())
 
 
 def few(results: list[dict]) -> list[Run]:
-    runs = []
-    for share in SHARES:
-        where = [Condition(Data(2 * COUNT, positives=share))]
-        kinds = ["kto", balanced(share), "aot_unpaired", "aot_unpaired, entropic", "aot_unpaired, anchor"]
-        runs += _runs(kinds, VARIANT_BETAS, RATES[1:6], SEEDS, where)
-    return runs
+    return [
+        run
+        for share in SHARES
+        for run in _runs([*FEW, balanced(share)], VARIANT_BETAS, RATES[1:6], SEEDS, [_few(share)])
+    ]
+
+
+def _measured(results: list[dict], where: Iterable[Condition], kinds: Iterable[str]) -> list[Run]:
+    """Each at its best point, with fresh seeds."""
+    tried = found(results)
+    return [
+        run
+        for condition in where
+        for kind in kinds
+        if (point := best(tried, kind, condition))
+        for run in _runs([kind], [point.beta], [point.learning_rate], FEWER, [condition])
+    ]
+
+
+def longer_measured(results: list[dict]) -> list[Run]:
+    return _measured(results, _longer(), CONTENDERS)
+
+
+def few_measured(results: list[dict]) -> list[Run]:
+    return [run for share in SHARES for run in _measured(results, [_few(share)], [*FEW, balanced(share)])]
 
 
 STAGES: dict[str, Callable[[list[dict]], list[Run]]] = {
     stage.__name__: stage
-    for stage in (grid, refined, few, longer, confirmed, rates, variants, variants_confirmed, finalists)
+    for stage in (
+        grid,
+        refined,
+        few,
+        longer,
+        confirmed,
+        rates,
+        variants,
+        variants_confirmed,
+        finalists,
+        longer_measured,
+        few_measured,
+    )
 }
 
 

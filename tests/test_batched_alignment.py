@@ -136,6 +136,16 @@ def test_the_anchor_is_that_of_the_package_and_half_of_apo_zero():
     torch.testing.assert_close(2 * found, losses.apo_zero(step, BETA))
 
 
+def test_doubted_labels_are_those_of_the_package():
+    step = _step(7, 6, 10)
+    found = Ours(False, anchor=1.0, penalty="sigmoid", doubt=1.0)(step, BETA)
+    for run in range(RUNS):
+        rewards = step.rewards[run].double()
+        options = {"beta": BETA[run].item(), "penalty": "sigmoid"}
+        expected = anchor_loss(rewards[:6], rewards[6:], doubt_labels=True, **options)
+        assert found[run].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_the_losses_that_it_may_be_between_are_its_limits():
     z = torch.linspace(-4, 4, 9, dtype=torch.float64)
     torch.testing.assert_close(losses.generalized(1.0)(z), losses.sigmoid(z))

@@ -11,6 +11,7 @@ from benchmarks.alignment.batched.losses import Ours
 from benchmarks.alignment.batched.training import Kind
 
 ENTROPY = 1.5
+NO_WIDTH = 1e-9  # of the doubt: rewards that differ at all are in order
 SHARES = (0.2, 0.05, 0.01)  # of positives, where they are few
 PAIRED, UNPAIRED = functools.partial(Ours, True), functools.partial(Ours, False)
 ANCHOR = functools.partial(UNPAIRED, anchor=1.0, penalty="sigmoid")
@@ -59,14 +60,19 @@ VARIANTS: dict[str, Kind] = {
     ),
     **{f"anchor, margin {m:g} nats": Kind(ANCHOR(margin=m)) for m in (-0.5, 0.5, 1.0, 2.0)},
     **{f"anchor, steepness by spread {s:g}": Kind(ANCHOR(spread=s)) for s in (1.0, 2.0, 4.0)},
-    "anchor, labels doubted to the 2": Kind(ANCHOR(doubt=2.0)),
     **{
-        f"anchor, penalty {q}, labels doubted to the {d:g}": Kind(UNPAIRED(anchor=1.0, penalty=q, doubt=d))
+        f"anchor, labels doubted {how}": Kind(ANCHOR(doubt=power, doubt_width=NO_WIDTH))
+        for how, power in (("by the order alone", 1.0), ("to the 2", 2.0))
+    },
+    **{
+        f"anchor, penalty {q}, labels doubted to the {d:g}": Kind(
+            UNPAIRED(anchor=1.0, penalty=q, doubt=d, doubt_width=NO_WIDTH)
+        )
         for q in ("logistic", "q0.5")
         for d in (1.0, 2.0)
     },
-    "unpaired, entropy 1.5, labels doubted": Kind(UNPAIRED(entropy=1.5, doubt=1.0)),
-    "unpaired, sorted, labels doubted": Kind(UNPAIRED(doubt=1.0)),
+    "unpaired, entropy 1.5, labels doubted": Kind(UNPAIRED(entropy=1.5, doubt=1.0, doubt_width=NO_WIDTH)),
+    "unpaired, sorted, labels doubted": Kind(UNPAIRED(doubt=1.0, doubt_width=NO_WIDTH)),
     "anchor, masses by length": Kind(ANCHOR(by_length=True)),
     "unpaired, entropy 1.5, masses by length": Kind(UNPAIRED(entropy=1.5, by_length=True)),
     "pairs, sigmoid": Kind(PAIRED(matched=True, penalty="sigmoid"), paired=True),

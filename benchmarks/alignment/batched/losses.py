@@ -15,6 +15,7 @@ from torch import Tensor
 
 SINKHORN_STEPS = 60  # for an entropy of 1 or more; in proportion more below
 FLOOR = 0.05  # least mass of a doubted answer, as a share of a trusted one's
+DOUBT_WIDTH = 0.1  # in units of 1 / rl_beta
 LONGEST = 16  # tokens of an answer
 
 
@@ -102,7 +103,8 @@ class Ours:
     anchor_penalty: of the anchor, for chosen and for rejected. margin: nats that the anchor asks for besides.
     tau: a rejected answer's mass goes with its probability to this power. spread: rl_beta is divided by the
     rewards' interquartile range in units of this many nats, where that is larger. doubt: an answer's mass
-    goes with the share of the other label's answers that it is on the right side of, to this power.
+    goes with the share of the other label's answers that it is on the right side of, to this power (half of
+    those of the same reward; in between where they lie less than doubt_width / rl_beta apart).
     by_length: masses that give both labels the same distribution of lengths. matched: each pair is compared
     with itself, as DPO does. centre: this share of a pair's mean reward is taken from both. threshold: the
     anchor is half-way between the labels' mean rewards, if that is above 0. chosen_share: weight of the
@@ -119,6 +121,7 @@ class Ours:
     tau: float = 0.0
     spread: float = 0.0
     doubt: float = 0.0
+    doubt_width: float = DOUBT_WIDTH
     by_length: bool = False
     matched: bool = False
     centre: float = 0.0
@@ -136,7 +139,8 @@ class Ours:
             beta = beta / ((high - low)[:, None] / self.spread).clamp(min=1)
         a, b = (torch.full_like(x, 1 / x.shape[1]) for x in (u, v))
         if self.doubt:
-            above = (u[:, :, None] > v[:, None]).to(u)
+            apart = beta[..., None] * (u[:, :, None] - v[:, None]).detach()
+            above = (apart / (2 * self.doubt_width) + 0.5).clamp(0, 1)
             a, b = ((FLOOR + share) ** self.doubt for share in (above.mean(2), above.mean(1)))
         if self.by_length:
             a, b = _alike_in_length(step.length[:, : step.chosen], step.length[:, step.chosen :])

@@ -12,8 +12,8 @@ Everything is computed in float32, or in float64 where a sample is float64; the 
 float64. The names below are the public ones.
 """
 
-from axolotl_aot.dominance.anchor import anchor_loss
-from axolotl_aot.dominance.coupling import Coupled, coupled
+from axolotl_aot.dominance.anchor import ANCHOR_METRICS, anchor_loss
+from axolotl_aot.dominance.coupling import RANK_DISPLACEMENT, Coupled, coupled
 from axolotl_aot.dominance.losses import dominance_loss
 from axolotl_aot.dominance.orders import DOMINANCES, Order
 from axolotl_aot.dominance.penalties import PENALTIES, SMOOTHABLE_PENALTIES
@@ -22,8 +22,10 @@ from axolotl_aot.dominance.steps import QuantileSteps, quantile_steps
 from axolotl_aot.dominance.violations import Violation, violation
 
 __all__ = [
+    "ANCHOR_METRICS",
     "DOMINANCES",
     "PENALTIES",
+    "RANK_DISPLACEMENT",
     "SMOOTHABLE_PENALTIES",
     "SORTS",
     "Coupled",

@@ -1,10 +1,29 @@
 """Dominance over the base model, whose own rewards are 0, and of it over rejected answers."""
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from axolotl_aot.dominance.checks import common_dtype, masses, require_sample
 from axolotl_aot.dominance.penalties import cost_function
 from axolotl_aot.dominance.placements import FLOOR, WIDTH, placements
+
+
+class AnchorMetric(NamedTuple):
+    """Names under which it is logged how far answers of a label lie on the wrong side of the base model.
+
+    nats: by how much, in the mean over all of them. share: how many. sign: of a reward on the right side.
+    """
+
+    nats: str
+    share: str
+    sign: int
+
+
+ANCHOR_METRICS = {
+    "chosen": AnchorMetric("dominance/chosen_below_base", "dominance/chosen_below_base_rate", 1),
+    "rejected": AnchorMetric("dominance/rejected_above_base", "dominance/rejected_above_base_rate", -1),
+}
 
 
 def anchor_loss(

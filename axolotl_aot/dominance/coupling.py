@@ -17,6 +17,8 @@ from axolotl_aot.dominance.checks import common_dtype, masses, require_sample
 from axolotl_aot.dominance.penalties import Cost, cost_function
 from axolotl_aot.dominance.plans import entropic_plan, relative_entropy
 
+RANK_DISPLACEMENT = "dominance/rank_displacement"  # under which a coupling's displacement is logged
+
 BLOCK = 1_024  # a plan of more than BLOCK x BLOCK entries is found on random blocks
 BLOCK_SEED = 0  # the same blocks on all processes
 

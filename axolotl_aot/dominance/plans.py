@@ -9,8 +9,8 @@ from torch import Tensor
 from axolotl_aot.dominance.corner import Staircase, transforms
 from axolotl_aot.dominance.dual import Dual
 
-# Of the plan's marginals, the sum of the absolute differences, by the type of the costs; in float64 so small that
-# differences of losses are exact, too.
+# Of the plan's marginals, the sum of the absolute differences, by the type of the costs; in float64 so small
+# that differences of losses are exact, too.
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-11}
 ROUGH = 0.1  # the same for an entropy on the way, by the smallest mass: none may be in a wrong place by then
 ENTROPY_STEP = 4.0  # from one entropy on the way to the next

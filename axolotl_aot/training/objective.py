@@ -14,15 +14,19 @@ import torch
 from torch import Tensor
 
 from axolotl_aot.config import AOTArgs
-from axolotl_aot.dominance import Coupled, anchor_loss, coupled, dominance_loss, violation
+from axolotl_aot.dominance import (
+    ANCHOR_METRICS,
+    RANK_DISPLACEMENT,
+    Coupled,
+    anchor_loss,
+    coupled,
+    dominance_loss,
+    violation,
+)
 from axolotl_aot.quantiles import MARGIN_METRICS, margins
 from axolotl_aot.samples import SAMPLE_TYPES, SampleType
 
 LOG = logging.getLogger(__name__)
-
-# What is logged of each label besides: by which name answers stand on the wrong side of the base model, and
-# the sign of the right side.
-ANCHOR_METRICS = {"chosen": ("chosen_below_base", 1), "rejected": ("rejected_above_base", -1)}
 
 
 class Scores(NamedTuple):
@@ -146,7 +150,7 @@ class Objective(ABC):
                 found["rewards/accuracies"] = (rewards["chosen"] > rewards["rejected"]).float().mean()
             found.update(_dominance_metrics(self.distributions(**answers)))
         if coupling is not None:
-            found["dominance/rank_displacement"] = coupling.displacement
+            found[RANK_DISPLACEMENT] = coupling.displacement
         return {name: value.item() for name, value in found.items()}
 
 
@@ -273,8 +277,8 @@ def _dominance_metrics(distributions: Distributions) -> dict[str, Tensor]:
 
 def _anchor_metrics(side: str, answers: Scores) -> dict[str, Tensor]:
     """How far answers lie on the wrong side of the base model: mean depth in nats, and share, by mass."""
-    name, sign = ANCHOR_METRICS[side]
+    metric = ANCHOR_METRICS[side]
     weight = torch.ones_like(answers.rewards) if answers.weight is None else answers.weight
     mass = weight.double() / weight.double().sum()
-    depth = (-sign * answers.rewards.double()).clamp(min=0)
-    return {f"dominance/{name}": (mass * depth).sum(), f"dominance/{name}_rate": (mass * (depth > 0)).sum()}
+    depth = (-metric.sign * answers.rewards.double()).clamp(min=0)
+    return {metric.nats: (mass * depth).sum(), metric.share: (mass * (depth > 0)).sum()}

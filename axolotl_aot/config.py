@@ -20,13 +20,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from axolotl_aot.checks import check_best_model, check_beta, check_parallelism
 from axolotl_aot.data.types import parse
-from axolotl_aot.dominance import (
-    DOMINANCES,
-    PENALTIES,
-    SMOOTHABLE_PENALTIES,
-)
+from axolotl_aot.dominance import DOMINANCES, PENALTIES, SMOOTHABLE_PENALTIES, SORTS
 from axolotl_aot.errors import AOTConfigError, closest
-from axolotl_aot.sorting import SORTS
 from axolotl_aot.unread_keys import check_keys
 
 LOG = logging.getLogger(__name__)
@@ -55,6 +50,11 @@ class AOTArgs(BaseModel):
         le=1,
         description='Weight of "chosen rewards dominate the base model\'s, which dominate the rejected ones" '
         "in place of the comparison of the two.",
+    )
+    aot_doubt_labels: bool = Field(
+        default=False,
+        description="For `aot_anchor`: an answer counts the less, the more answers of the other label the "
+        "rewards put on its wrong side, so that wrong labels count little.",
     )
     aot_scope: Literal[SCOPES] = Field(
         default="effective_batch",
@@ -220,7 +220,7 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
 
 
 def _require_a_coupling(args: AOTArgs) -> None:
-    """Nothing is asked of the comparison of both samples that its coupling, or its absence, would ignore."""
+    """Nothing is asked of the comparison of both samples, or of the anchor, that the others would ignore."""
     asked = {
         "aot_dominance": args.aot_dominance != "first",
         "aot_sort": args.aot_sort != "hard",
@@ -233,6 +233,11 @@ def _require_a_coupling(args: AOTArgs) -> None:
                 f"`{key}: {getattr(args, key)}` with `aot_entropy: {args.aot_entropy:g}`: an entropic "
                 "coupling replaces the sort, whose quantiles this key is about; remove one of the two"
             )
+    if args.aot_doubt_labels and not args.aot_anchor:
+        raise AOTConfigError(
+            "`aot_doubt_labels: true` with `aot_anchor: 0`: it changes how much answers count in the anchor, "
+            "which is off; set `aot_anchor: 1` and `aot_penalty: sigmoid`, or remove it"
+        )
     for key, is_asked in asked.items():
         if args.aot_anchor == 1 and is_asked:
             raise AOTConfigError(

@@ -1,6 +1,7 @@
 """Reading what a trainer did."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from transformers import Trainer, TrainerCallback
@@ -39,3 +40,19 @@ def counting_forwards(model) -> Iterator[list[bool]]:
         yield seen
     finally:
         handle.remove()
+
+
+@contextmanager
+def counting_calls(function: Callable) -> Iterator[list[None]]:
+    """Collects an entry for each call of a function, by whatever name; of this thread."""
+    calls: list[None] = []
+
+    def profile(frame, event, argument):
+        if event == "call" and frame.f_code is function.__code__:
+            calls.append(None)
+
+    sys.setprofile(profile)
+    try:
+        yield calls
+    finally:
+        sys.setprofile(None)

@@ -9,8 +9,7 @@ import ot
 import pytest
 import torch
 
-from axolotl_aot.dominance import DOMINANCES, PENALTIES, dominance_loss, quantile_steps, violation
-from axolotl_aot.sorting import SORTS
+from axolotl_aot.dominance import DOMINANCES, PENALTIES, SORTS, dominance_loss, quantile_steps, violation
 
 BETA = 0.7
 COSTS = {  # written again, in NumPy, from the paper's table

@@ -13,9 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from axolotl_aot.dominance import ANCHOR_METRICS
 from axolotl_aot.quantiles import MARGIN_METRICS, quantiles
+from axolotl_aot.report.history import series
 from axolotl_aot.report.runs import COMPARISONS, Run, comparisons_of
 from axolotl_aot.report.statistics import CURVE_LEVELS
+from axolotl_aot.report.verdicts import WRONG_SIDE
 
 DPI = 150
 PANEL = (4.2, 3.6)  # inches
@@ -67,15 +70,15 @@ def log_ratios_figure(report: Numbers, name: str) -> Figure:
 
 
 def training_figure(report: Numbers) -> Figure:
-    """Loss, dominance violation and margins over the optimizer steps."""
+    """Loss, dominance violation, margins and likelihood displacement over the optimizer steps."""
     history = report["history"]
-    figure, axes = _panels(3)
+    figure, axes = _panels(4)
     for axis, key, title, unit in (
         (axes[0], "loss", "Loss", "loss"),
         (axes[1], "dominance/violation", "Violation of dominance", "violation (nats)"),
     ):
         for prefix, dashes, label in (("", "-", "training"), ("eval_", "--", "evaluation")):
-            steps, values = _series(history, prefix + key)
+            steps, values = series(history, prefix + key)
             if steps:
                 marker = "o" if prefix or len(steps) == 1 else None
                 colour = EVALUATION if prefix else RUNS[0][0]
@@ -84,6 +87,8 @@ def training_figure(report: Numbers) -> Figure:
     axes[1].set_ylim(bottom=0)
     _fan(axes[2], history)
     _dress(axes[2], "Margins between quantiles", "upper - lower (nats)", across="optimizer step")
+    _wrong_side(axes[3], history)
+    _dress(axes[3], "On the wrong side of the base model", "share of answers", across="optimizer step")
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -173,7 +178,7 @@ def _curve(
 
 def _fan(axis: Axes, history: list[Numbers]) -> None:
     """The percentiles of the margin while training, and its median in the evaluations."""
-    names = {percentile: _series(history, metric) for percentile, metric in MARGIN_METRICS.items()}
+    names = {percentile: series(history, metric) for percentile, metric in MARGIN_METRICS.items()}
     colour = RUNS[0][0]
     for low, high, alpha in ((5, 95, 0.2), (25, 75, 0.35)):
         axis.fill_between(
@@ -186,16 +191,23 @@ def _fan(axis: Axes, history: list[Numbers]) -> None:
             label=f"{low}th to {high}th percentile",
         )
     axis.plot(*names[50], color=colour, label="median")
-    steps, values = _series(history, f"eval_{MARGIN_METRICS[50]}")
+    steps, values = series(history, f"eval_{MARGIN_METRICS[50]}")
     if steps:
         axis.plot(steps, values, "--o", color=EVALUATION, markersize=4, label="median, evaluation")
     axis.axhline(0, **ZERO)
 
 
-def _series(history: list[Numbers], key: str) -> tuple[list[int], list[float]]:
-    """Steps and values of what was logged under a name."""
-    logged = [(entry["step"], entry[key]) for entry in history if key in entry]
-    return [step for step, _ in logged], [value for _, value in logged]
+def _wrong_side(axis: Axes, history: list[Numbers]) -> None:
+    """Shares of chosen answers that are less, and of rejected ones that are more likely than before."""
+    for side, metric in ANCHOR_METRICS.items():
+        label = f"{side}, {WRONG_SIDE[side]}"
+        steps, values = series(history, metric.share)
+        marker = "o" if len(steps) == 1 else None
+        axis.plot(steps, values, color=COLOURS[side], marker=marker, markersize=4, label=label)
+        steps, values = series(history, f"eval_{metric.share}")
+        if steps:
+            axis.plot(steps, values, "--o", color=COLOURS[side], markersize=4, label=f"{side}, evaluation")
+    axis.set_ylim(-0.03, 1.03)
 
 
 def _dress(axis: Axes, title: str, quantity: str, across: str = "quantile level") -> None:

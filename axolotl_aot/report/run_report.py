@@ -1,5 +1,6 @@
 """The report of a training run, written when the run has ended and is saved."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,19 @@ def write_run_report(cfg: DictDefault, scored: ScoredRun) -> None:
             main_process_only=False,
         )
         return
-    verdict = numbers["runs"][scored.run.name]["comparisons"]["rewards"]["after"]["first_order"]["verdict"]
-    LOG.info(f"Rewards: {verdict}. Dominance report: {page}", main_process_only=False)
+    run = numbers["runs"][scored.run.name]
+    verdict = run["comparisons"]["rewards"]["after"]["first_order"]["verdict"]
+    changes = run["changes"]
+    say = LOG.warning if changes["displaced"] else LOG.info
+    say(
+        f"Rewards: {verdict}. Base model: {changes['base_model']}. Dominance report: {page}",
+        main_process_only=False,
+    )
 
 
 def settings_shown(cfg: DictDefault) -> dict[str, Any]:
     """What a reader of the report needs to know of the YAML."""
     shown = {"rl": config.active_rl(cfg), **{key: cfg[key] for key in SHOWN_KEYS if cfg[key] is not None}}
-    return {**shown, **config.settings(cfg).model_dump(), "axolotl-aot": __version__}
+    shown = {**shown, **config.settings(cfg).model_dump(), "axolotl-aot": __version__}
+    # JSON has no infinity, YAML has
+    return {key: ".inf" if value == math.inf else value for key, value in shown.items()}

@@ -6,7 +6,6 @@ quantiles (see `axolotl_aot.dominance`). Intervals are percentile bootstrap inte
 as pairs, answers with a label within their label.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,10 +13,11 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap, wasserstein_distance
 
-from axolotl_aot.dominance import DOMINANCES, QuantileSteps, quantile_steps
+from axolotl_aot.dominance import ANCHOR_METRICS, DOMINANCES, QuantileSteps, quantile_steps
 from axolotl_aot.quantiles import PERCENTILES, margins, quantiles
+from axolotl_aot.report.history import course, numbers_of
 from axolotl_aot.report.runs import Answers, Comparison, Run, comparisons_of
-from axolotl_aot.report.verdicts import CHANGES, clear_sign, verdict
+from axolotl_aot.report.verdicts import CHANGES, base_model, clear_sign, verdict
 
 SCHEMA_VERSION = 1
 
@@ -52,30 +52,28 @@ def report(
     Raises:
         ValueError: a run with fewer than two answers of a label, or log-probabilities that are not finite.
     """
+    log = [numbers_of(entry) for entry in history or []]
     return {
         "schema_version": SCHEMA_VERSION,
         "source": source,
         "settings": settings,
         "bootstrap": {"confidence": CONFIDENCE, "method": "percentile", "seed": SEED},
         "levels": CURVE_LEVELS.tolist(),
-        "runs": {run.name: summary(run) for run in runs},
+        "runs": {run.name: summary(run, settings.get("aot_anchor")) for run in runs},
         "examples": examples or {},
-        "history": [_finite(entry) for entry in history or []],
+        "course": course(log),
+        "history": log,
     }
 
 
-def _finite(entry: dict[str, Any]) -> dict[str, float]:
-    return {k: v for k, v in entry.items() if isinstance(v, (int, float)) and math.isfinite(v)}
-
-
-def summary(run: Run) -> dict[str, Any]:
-    """The numbers of one run; raises as `report`."""
+def summary(run: Run, anchor: float | None = None) -> dict[str, Any]:
+    """The numbers of one run; anchor: its `aot_anchor`, where it has one. Raises as `report`."""
     _require_usable(run)
     states = {"before": run.before, "after": run}
     numbers = {
         "paired": run.paired,
         "answers": {"chosen": len(run.chosen), "rejected": len(run.rejected)},
-        "changes": _changes(run),
+        "changes": _changes(run, anchor),
         "comparisons": {
             key: {
                 when: compare(comparison, state)
@@ -172,28 +170,41 @@ def _steps(upper: np.ndarray, lower: np.ndarray, *weights: np.ndarray | None) ->
     )
 
 
-def _changes(run: Run) -> dict[str, Any]:
+def _changes(run: Run, anchor: float | None) -> dict[str, Any]:
     """Whether the answers of each label became more or less likely than under the reference."""
     sides = {"chosen": run.chosen, "rejected": run.rejected}
-    numbers = {side: _change(answers) for side, answers in sides.items()}
+    numbers = {side: _change(answers, ANCHOR_METRICS[side].sign) for side, answers in sides.items()}
     signs = tuple(clear_sign(**number["change"]) for number in numbers.values())
-    return {**numbers, "verdict": CHANGES[signs]}
+    wrong = [tuple(part["value"] for part in n["wrong_side"].values()) for n in numbers.values()]
+    displaced = signs[0] < 0
+    return {
+        **numbers,
+        "verdict": CHANGES[signs],
+        "displaced": displaced,
+        "base_model": base_model(*wrong, displaced=displaced, anchor=anchor),
+    }
 
 
-def _change(answers: Answers) -> dict[str, Any]:
+def _change(answers: Answers, sign: int) -> dict[str, Any]:
+    """sign: of a reward on the right side of the base model."""
+
     def measure(rows: np.ndarray) -> dict[str, Any]:
         rewards = answers.rewards[rows]
         weights = None if answers.weights is None else answers.weights[rows]
+        depth = np.maximum(-sign * rewards, 0)
         return {
             "change": np.average(rewards, weights=weights),
             "share_that_fell": np.average(rewards < 0, weights=weights),
+            "share": np.average(depth > 0, weights=weights),
+            "nats": np.average(depth, weights=weights),
         }
 
     found = _bootstrap(measure, [len(answers)], paired=False)
     return {
         "log_probability_before": np.average(answers.reference, weights=answers.weights).item(),
         "log_probability_after": np.average(answers.policy, weights=answers.weights).item(),
-        **{name: found.estimate(name) for name in found.value},
+        **{name: found.estimate(name) for name in ("change", "share_that_fell")},
+        "wrong_side": {name: found.estimate(name) for name in ("share", "nats")},
     }
 
 

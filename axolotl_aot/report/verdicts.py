@@ -57,8 +57,7 @@ def _places(failing: list[tuple[float, float]]) -> str:
         told.append((low, high))
     share = sum(high - low for low, high in failing)
     if len(told) > 2:
-        amount = f"{share:.0%}" if share >= 0.01 else f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
-        return f"at {amount} of the quantiles, {_place(told[0][0], told[-1][1])}"
+        return f"at {_amount(share)} of the quantiles, {_place(told[0][0], told[-1][1])}"
     if share < 1 - NO_MASS and told[0][0] < NO_MASS and told[0][1] > 1 - NO_MASS:
         return f"at {share:.1%} of the quantiles"
     return " and ".join(_place(low, high) for low, high in told)
@@ -85,6 +84,63 @@ def _ordinal(percentile: float) -> str:
     number = round(percentile)
     endings = {1: "st", 2: "nd", 3: "rd"}
     return f"{number}{'th' if 10 < number % 100 < 14 else endings.get(number % 10, 'th')}"
+
+
+def _amount(share: float) -> str:
+    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+
+
+# --- Against the base model ---------------------------------------------------------------------
+
+# How an answer of a label is, which is on the wrong side of the base model.
+WRONG_SIDE = {"chosen": "less likely", "rejected": "more likely"}
+
+
+def base_model(
+    chosen: tuple[float, float], rejected: tuple[float, float], *, displaced: bool, anchor: float | None
+) -> str:
+    """How many answers are on the wrong side of the base model, by how much, and what can be done.
+
+    chosen, rejected: of the label's answers, the share that is, and the mean over all of them of how far, in
+    nats. displaced: whether chosen answers became less likely on the whole (likelihood displacement). anchor:
+    the run's `aot_anchor`; None where it has none.
+    """
+    words = (
+        f"{share_in_words(chosen[0])} of the chosen answers are {WRONG_SIDE['chosen']} than under the base "
+        f"model{_depth(*chosen, ' nats on average')}, and {share_in_words(rejected[0])} of the rejected ones "
+        f"{WRONG_SIDE['rejected']}{_depth(*rejected)}"
+    )
+    if not displaced:
+        return words
+    moves = "the model moves away from what it should prefer (likelihood displacement)"
+    return f"{words}: {moves}{_remedy(anchor)}"
+
+
+def _depth(share: float, nats: float, unit: str = "") -> str:
+    """By how much, in the mean over those that are on the wrong side."""
+    return f", by {nats_in_words(nats / share)}{unit}" if share else ""
+
+
+def _remedy(anchor: float | None) -> str:
+    if anchor is None:
+        return ""
+    if anchor == 1:
+        return ", although `aot_anchor: 1` asks for nothing but the opposite"
+    return f"; `aot_anchor`, here {anchor:g}, is the weight of what holds chosen answers above the base model"
+
+
+def share_in_words(share: float) -> str:
+    """As "31%"; "none" and "all" where it is 0 and 1, but for rounding."""
+    if share < NO_MASS:
+        return "none"
+    if share > 1 - NO_MASS:
+        return "all"
+    return _amount(share) if share < 0.995 else f"{min(share, 0.999):.1%}"
+
+
+def nats_in_words(value: float) -> str:
+    """Without their unit."""
+    return f"{value:.3g}" if value >= 0.01 else "less than 0.01"
 
 
 def clear_sign(value: float, interval: list[float]) -> int:

@@ -50,7 +50,7 @@ from axolotl_aot.training.micro_batches import (
     accumulation_steps,
     with_positions,
 )
-from axolotl_aot.training.objective import Objective, Scores
+from axolotl_aot.training.objective import Loss, Objective, Scores
 from axolotl_aot.training.reference import Reference
 from axolotl_aot.training.resume import RunState
 from axolotl_aot.training.sampling import ShuffledSampler, StratifiedSampler
@@ -293,15 +293,15 @@ class EffectiveBatchMixin:
         samples = everyone.of(ordered)
         self._check(samples)
         if self.sorts_effective_batch:
-            self._record(samples, [samples.label])
             loss, of_samples = self.objective.loss_and_gradient(samples)
+            self._record(samples, loss, [samples.label])
             of_everyone = torch.zeros_like(everyone.policy).index_copy(0, ordered, of_samples)
             gradient = len(micro_batches) * processes * of_everyone.chunk(processes)[self.args.process_index]
         else:
-            self._record(samples, list(everyone.label.chunk(processes)))
             loss, gradient = self.objective.loss_and_gradient(own)
+            self._record(samples, loss, list(everyone.label.chunk(processes)))
         parts = gradient.split([len(scores.policy) for scores in micro_batches])
-        return loss, [to_batch_order(part, each) for part in parts]
+        return loss.value, [to_batch_order(part, each) for part in parts]
 
     def _check(self, samples: Scores) -> None:
         """A step's scores are finite and, before the first step, of a policy that is still the reference."""
@@ -309,9 +309,13 @@ class EffectiveBatchMixin:
         if self.state.global_step == 0 and self.begins_as_reference:
             require_no_rewards(samples, self.scorer.epsilon, self.reference.sources)
 
-    def _record(self, samples: Scores, labels_of_sorts: list[Tensor]) -> None:
-        """Log the metrics of a step's samples; labels_of_sorts: of what was sorted together."""
-        metrics = self.objective.metrics(samples)
+    def _record(self, samples: Scores, loss: Loss, labels_of_sorts: list[Tensor]) -> None:
+        """Log the metrics of a step's samples.
+
+        loss: theirs; in `micro_batch` scope that of this process's ones. labels_of_sorts: of what was sorted
+        together.
+        """
+        metrics = self.objective.metrics(samples, loss.coupling)
         if not self.objective.samples.paired:
             metrics["dominance/one_label_steps"] = self._count_one_label(labels_of_sorts)
         for name, value in metrics.items():

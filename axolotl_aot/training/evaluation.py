@@ -39,7 +39,8 @@ class Evaluation:
 
     def metrics(self, scores: Scores) -> dict[str, float]:
         """The loss and the metrics of all samples."""
-        return {"loss": self._objective.loss(scores).item(), **self._objective.metrics(scores)}
+        loss = self._objective.loss(scores)
+        return {"loss": loss.value.item(), **self._objective.metrics(scores, loss.coupling)}
 
 
 def require_an_engine_that_evaluates(trainer: Trainer) -> None:

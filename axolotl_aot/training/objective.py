@@ -8,22 +8,25 @@ ones. Both are minimised as `axolotl_aot.dominance.dominance_loss`. Nothing here
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from axolotl_aot.config import AOTArgs
-from axolotl_aot.coupling import Coupled
-from axolotl_aot.dominance import anchor_loss, coupled, dominance_loss, violation
+from axolotl_aot.dominance import (
+    ANCHOR_METRICS,
+    RANK_DISPLACEMENT,
+    Coupled,
+    anchor_loss,
+    coupled,
+    dominance_loss,
+    violation,
+)
 from axolotl_aot.quantiles import MARGIN_METRICS, margins
 from axolotl_aot.samples import SAMPLE_TYPES, SampleType
 
 LOG = logging.getLogger(__name__)
-
-# What is logged of each label besides: by which name answers stand on the wrong side of the base model, and
-# the sign of the right side.
-ANCHOR_METRICS = {"chosen": ("chosen_below_base", 1), "rejected": ("rejected_above_base", -1)}
 
 
 class Scores(NamedTuple):
@@ -64,6 +67,17 @@ class Distributions(NamedTuple):
     lower_weights: Tensor | None
 
 
+class Loss(NamedTuple):
+    """A loss, or a term of one.
+
+    value: a scalar. coupling: the entropic coupling that it was found with; None of a sort, and where nothing
+    is compared.
+    """
+
+    value: Tensor
+    coupling: Coupled | None = None
+
+
 class Objective(ABC):
     """The loss of one `rl:` type, with its gradient and metrics.
 
@@ -95,28 +109,32 @@ class Objective(ABC):
     def distributions(self, chosen: Scores, rejected: Scores) -> Distributions:
         """What is compared."""
 
-    def loss(self, scores: Scores) -> Tensor:
-        """The weighted sum of `TERMS`, a scalar, without those that need a label that is absent."""
+    def loss(self, scores: Scores) -> Loss:
+        """The weighted sum of `TERMS`, without those that need a label that is absent."""
         chosen, rejected = self.chosen_and_rejected(scores)
         total = 0 * scores.policy.sum()  # so that there is a gradient, of 0, where no term has a part in it
+        coupling = None
         for term in TERMS:
             weight = term.weight(self.args)
             if weight and not (term.needs_both and not (len(chosen.policy) and len(rejected.policy))):
-                total = total + weight * term.value(self, chosen, rejected)
-        return total
+                found = term.loss(self, chosen, rejected)
+                total = total + weight * found.value
+                coupling = found.coupling or coupling
+        return Loss(total, coupling)
 
-    def loss_and_gradient(self, scores: Scores) -> tuple[Tensor, Tensor]:
+    def loss_and_gradient(self, scores: Scores) -> tuple[Loss, Tensor]:
         """The loss, and its derivative by each answer's log-probability under the policy, (answers,)."""
         policy = scores.policy.detach().requires_grad_()
         with torch.enable_grad():
             loss = self.loss(scores._replace(policy=policy))
-            (gradient,) = torch.autograd.grad(loss, policy)
-        return loss.detach(), gradient
+            (gradient,) = torch.autograd.grad(loss.value, policy)
+        return loss._replace(value=loss.value.detach()), gradient
 
-    def metrics(self, scores: Scores) -> dict[str, float]:
+    def metrics(self, scores: Scores, coupling: Coupled | None = None) -> dict[str, float]:
         """What is logged of a set of samples; a label that is absent leaves its own out.
 
         `rewards/...` are beta times the log-ratio, as TRL's; what begins with `dominance/` is in nats.
+        coupling: what their loss was found with, to be told of as well.
         """
         answers = dict(zip(("chosen", "rejected"), self.chosen_and_rejected(scores), strict=True))
         found, rewards = {}, {}
@@ -130,11 +148,9 @@ class Objective(ABC):
             found["rewards/margins"] = found["rewards/chosen"] - found["rewards/rejected"]
             if self.samples.paired:
                 found["rewards/accuracies"] = (rewards["chosen"] > rewards["rejected"]).float().mean()
-            compared = self.distributions(**answers)
-            found.update(_dominance_metrics(compared))
-            if self.args.aot_entropy and self.args.aot_anchor < 1:
-                plan = coupled(**_comparison(self, compared), entropy=self.args.aot_entropy)
-                found["dominance/rank_displacement"] = plan.displacement
+            found.update(_dominance_metrics(self.distributions(**answers)))
+        if coupling is not None:
+            found[RANK_DISPLACEMENT] = coupling.displacement
         return {name: value.item() for name, value in found.items()}
 
 
@@ -173,52 +189,50 @@ class UnpairedObjective(Objective):
 class Term(NamedTuple):
     """A part of the loss.
 
-    weight: its weight, by the YAML's keys. value: a scalar, of the objective and of the scores of chosen and
-    rejected answers. needs_both: whether it compares answers of both labels; of steps with one label it is
-    left out then.
+    weight: its weight, by the YAML's keys. loss: of the objective and of the scores of chosen and rejected
+    answers. needs_both: whether it compares answers of both labels; of steps with one label it is left out
+    then.
     """
 
     weight: Callable[[AOTArgs], float]
-    value: Callable[[Objective, Scores, Scores], Tensor]
+    loss: Callable[[Objective, Scores, Scores], Loss]
     needs_both: bool
 
 
-def _comparison(objective: Objective, compared: Distributions) -> dict[str, Any]:
-    """What the sort and an entropic coupling are both given."""
-    return {
-        **compared._asdict(),
-        "beta": objective.beta,
-        "penalty": objective.args.aot_penalty,
-        "label_smoothing": objective.args.aot_label_smoothing,
-    }
-
-
-def _dominance(objective: Objective, chosen: Scores, rejected: Scores) -> Tensor:
+def _dominance(objective: Objective, chosen: Scores, rejected: Scores) -> Loss:
     """Chosen dominates rejected (arXiv 2406.05882), under the sort or an entropic coupling."""
     args = objective.args
-    comparison = _comparison(objective, objective.distributions(chosen, rejected))
+    comparison = {
+        **objective.distributions(chosen, rejected)._asdict(),
+        "beta": objective.beta,
+        "penalty": args.aot_penalty,
+        "label_smoothing": args.aot_label_smoothing,
+    }
     if args.aot_entropy:
         found = coupled(**comparison, entropy=args.aot_entropy)
         objective.plans.count(found)
-        return found.loss
-    return dominance_loss(
+        return Loss(found.loss, found)
+    sorted_loss = dominance_loss(
         **comparison,
         dominance=args.aot_dominance,
         sort=args.aot_sort,
         soft_sort_strength=args.aot_soft_sort_strength,
     )
+    return Loss(sorted_loss)
 
 
-def _anchor(objective: Objective, chosen: Scores, rejected: Scores) -> Tensor:
+def _anchor(objective: Objective, chosen: Scores, rejected: Scores) -> Loss:
     """Chosen rewards dominate the base model's, and these the rejected ones."""
-    return anchor_loss(
+    loss = anchor_loss(
         chosen.rewards,
         rejected.rewards,
         beta=objective.beta,
         penalty=objective.args.aot_penalty,
         chosen_weights=chosen.weight,
         rejected_weights=rejected.weight,
+        doubt_labels=objective.args.aot_doubt_labels,
     )
+    return Loss(loss)
 
 
 # A term that acts on each answer alone has its place here, too.
@@ -233,19 +247,22 @@ class PlanCount:
 
     def __init__(self) -> None:
         self.plans = self.unconverged = 0
+        self._next_warning = 1  # at so many rough ones
 
     def count(self, found: Coupled) -> None:
         """Add what was found; warns of the first that did not converge, and of every tenfold number."""
         self.plans += found.plans
-        for _ in range(found.unconverged):
-            self.unconverged += 1
-            if set(str(self.unconverged)[1:]) <= {"0"} and str(self.unconverged)[0] == "1":
-                LOG.warning(
-                    "%d of %d entropic couplings so far were not found to their tolerance within the cap on "
-                    "iterations, and are rough: enlarge aot_entropy",
-                    self.unconverged,
-                    self.plans,
-                )
+        self.unconverged += found.unconverged
+        if self.unconverged < self._next_warning:
+            return
+        LOG.warning(
+            "%d of %d entropic couplings so far were not found to their tolerance within the cap on "
+            "iterations, and are rough: enlarge aot_entropy",
+            self.unconverged,
+            self.plans,
+        )
+        while self._next_warning <= self.unconverged:
+            self._next_warning *= 10
 
 
 def _dominance_metrics(distributions: Distributions) -> dict[str, Tensor]:
@@ -260,8 +277,8 @@ def _dominance_metrics(distributions: Distributions) -> dict[str, Tensor]:
 
 def _anchor_metrics(side: str, answers: Scores) -> dict[str, Tensor]:
     """How far answers lie on the wrong side of the base model: mean depth in nats, and share, by mass."""
-    name, sign = ANCHOR_METRICS[side]
+    metric = ANCHOR_METRICS[side]
     weight = torch.ones_like(answers.rewards) if answers.weight is None else answers.weight
     mass = weight.double() / weight.double().sum()
-    depth = (-sign * answers.rewards.double()).clamp(min=0)
-    return {f"dominance/{name}": (mass * depth).sum(), f"dominance/{name}_rate": (mass * (depth > 0)).sum()}
+    depth = (-metric.sign * answers.rewards.double()).clamp(min=0)
+    return {metric.nats: (mass * depth).sum(), metric.share: (mass * (depth > 0)).sum()}

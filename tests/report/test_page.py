@@ -37,10 +37,23 @@ def make_run(name: str, paired: bool, seed: int) -> Run:
     return Run(name, paired, *sides)
 
 
+def below_and_above(chosen: float, rejected: float, prefix: str = "") -> dict[str, float]:
+    """Shares of answers on the wrong side of the base model, and by how much."""
+    return {
+        f"{prefix}dominance/chosen_below_base_rate": chosen,
+        f"{prefix}dominance/chosen_below_base": 3 * chosen,
+        f"{prefix}dominance/rejected_above_base_rate": rejected,
+        f"{prefix}dominance/rejected_above_base": 2 * rejected,
+    }
+
+
 HISTORY = [
-    {"step": 1, "loss": 0.7, "dominance/violation": 0.3, **{m: 0.1 * p for p, m in MARGIN_METRICS.items()}},
-    {"step": 2, "loss": 0.5, "dominance/violation": 0.1, **{m: 0.2 * p for p, m in MARGIN_METRICS.items()}},
-    {"step": 2, "eval_loss": 0.6, "eval_dominance/violation": 0.2, f"eval_{MARGIN_METRICS[50]}": 7.0},
+    {"step": 1, "loss": 0.7, "dominance/violation": 0.3, **{m: 0.1 * p for p, m in MARGIN_METRICS.items()}}
+    | below_and_above(0.0, 0.1),
+    {"step": 2, "loss": 0.5, "dominance/violation": 0.1, **{m: 0.2 * p for p, m in MARGIN_METRICS.items()}}
+    | below_and_above(0.4, 0.2),
+    {"step": 2, "eval_loss": 0.6, "eval_dominance/violation": 0.2, f"eval_{MARGIN_METRICS[50]}": 7.0}
+    | below_and_above(0.5, 0.3, "eval_"),
 ]
 
 
@@ -138,7 +151,7 @@ def test_log_ratios_show_both_labels_apart(paired):
 
 def test_the_course_of_training(pairs):
     figure = training_figure(pairs)
-    loss, violation, margin = figure.axes
+    loss, violation, margin, wrong = figure.axes
     lines = {line.get_label(): line for line in loss.get_lines()}
     assert lines["training"].get_xydata().tolist() == [[1, 0.7], [2, 0.5]]
     assert lines["evaluation"].get_xydata().tolist() == [[2, 0.6]]
@@ -148,6 +161,14 @@ def test_the_course_of_training(pairs):
     lines = {line.get_label(): line for line in margin.get_lines()}
     assert lines["median"].get_xydata().tolist() == [[1, 5], [2, 10]]
     assert lines["median, evaluation"].get_xydata().tolist() == [[2, 7]]
+    lines = {line.get_label(): line for line in wrong.get_lines()}
+    assert lines["chosen, less likely"].get_xydata().tolist() == [[1, 0], [2, 0.4]]
+    assert lines["rejected, more likely"].get_xydata().tolist() == [[1, 0.1], [2, 0.2]]
+    assert lines["chosen, evaluation"].get_xydata().tolist() == [[2, 0.5]]
+    assert lines["rejected, evaluation"].get_xydata().tolist() == [[2, 0.3]]
+    for label, line in lines.items():
+        colour = COLOURS[label.partition(",")[0]]
+        assert matplotlib.colors.to_hex(line.get_color()).upper() == colour
     outer, inner = bands(margin)
     assert np.allclose(outer, [[0.5, 1], [9.5, 19]]) and np.allclose(inner, [[2.5, 5], [7.5, 15]])
     assert_readable(figure)
@@ -293,6 +314,10 @@ def test_the_page_says_what_the_numbers_say(pairs, tmp_path):
             assert state["first_order"]["verdict"] in text
             assert f"{state['wasserstein']['value']:.3g} nats" in text
     assert run["changes"]["verdict"] in text
+    assert text.count(run["changes"]["base_model"]) == 1
+    assert len(pairs["course"]) == 2
+    for words in pairs["course"]:
+        assert words in text
     assert f"{run['changes']['chosen']['change']['value']:.3g}" in text
     assert "the evaluation set" in text
     assert "before training the policy is the reference" in text

@@ -188,6 +188,11 @@ def test_changes_against_the_reference_and_accuracy(kind):
         assert change["share_that_fell"]["value"] == pytest.approx(mean(rewards < 0))
         fell = interval([mean(rewards < 0, d) for d in draws])
         assert change["share_that_fell"]["interval"] == pytest.approx(fell)
+        depths = np.array([max(0.0, -r if side == "chosen" else r) for r in rewards])
+        for name, values in (("share", depths > 0), ("nats", depths)):
+            wrong = change["wrong_side"][name]
+            assert wrong["value"] == pytest.approx(mean(values))
+            assert wrong["interval"] == pytest.approx(interval([mean(values, d) for d in draws]))
     assert ("accuracy" in found) == run.paired
     if run.paired:
         better = run.chosen.rewards > run.rejected.rewards
@@ -309,6 +314,91 @@ def test_a_few_places_of_next_to_no_mass_are_not_told_as_nothing():
 def test_whether_both_became_less_likely(chosen, rejected, words):
     sides = [Answers(np.full(4, -5.0 + shift), np.full(4, -5.0)) for shift in (chosen, rejected)]
     assert words in summary(Run("run", True, *sides))["changes"]["verdict"]
+
+
+def sides_of(chosen: list[float], rejected: list[float]) -> Run:
+    """Answers with these rewards, as many times as make their mean clear."""
+    sides = [np.array(rewards * 50) for rewards in (chosen, rejected)]
+    return Run("run", True, *(Answers(rewards - 5.0, np.full(len(rewards), -5.0)) for rewards in sides))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "anchor", "words"),
+    [
+        (
+            [-3.0, -1.0, 0.5, -2.0],
+            [-4.0, -4.0, -4.0, 0.25],
+            0.0,
+            "75% of the chosen answers are less likely than under the base model, by 2 nats on average, and "
+            "25% of the rejected ones more likely, by 0.25: the model moves away from what it should prefer "
+            "(likelihood displacement); `aot_anchor`, here 0, is the weight of what holds chosen answers "
+            "above the base model",
+        ),
+        (
+            [-3.0] * 4,
+            [-4.0] * 4,
+            None,
+            "all of the chosen answers are less likely than under the base model, by 3 nats on average, and "
+            "none of the rejected ones more likely: the model moves away from what it should prefer "
+            "(likelihood displacement)",
+        ),
+        (
+            [-3.0] * 4,
+            [1.5] * 4,
+            1.0,
+            "all of the chosen answers are less likely than under the base model, by 3 nats on average, and "
+            "all of the rejected ones more likely, by 1.5: the model moves away from what it should prefer "
+            "(likelihood displacement), although `aot_anchor: 1` asks for nothing but the opposite",
+        ),
+        (
+            [3.0, 3.0, 3.0, -0.001],
+            [-4.0] * 4,
+            0.0,
+            "25% of the chosen answers are less likely than under the base model, by less than 0.01 nats "
+            "on average, and none of the rejected ones more likely",
+        ),
+        (
+            [1.0] * 4,
+            [-1.0] * 4,
+            0.0,
+            "none of the chosen answers are less likely than under the base model, and none of the rejected "
+            "ones more likely",
+        ),
+    ],
+)
+def test_answers_on_the_wrong_side_of_the_base_model(chosen, rejected, anchor, words):
+    settings = {} if anchor is None else {"aot_anchor": anchor}
+    numbers = report([sides_of(chosen, rejected)], source={}, settings=settings)
+    changes = numbers["runs"]["run"]["changes"]
+    assert changes["base_model"] == words
+    assert changes["displaced"] is ("displacement" in words)
+
+
+def test_the_course_of_displacement_in_words():
+    rates = (0.0, 0.05, 0.4, 0.31)
+    history = [
+        {
+            "step": 10 * i + 1,
+            "loss": 0.6,
+            "dominance/chosen_below_base_rate": rate,
+            "dominance/chosen_below_base": 2 * rate,
+            "dominance/rejected_above_base_rate": 0.0004 * i,
+            "dominance/rejected_above_base": 0.0,
+            "dominance/rank_displacement": 0.2 - 0.05 * i,
+        }
+        for i, rate in enumerate(rates)
+    ]
+    history.append({"step": 31, "eval_dominance/chosen_below_base_rate": 0.9})
+    numbers = report([RUNS["pairs"]], source={}, settings={"aot_entropy": 0.5}, history=history)
+    assert numbers["course"] == [
+        "chosen answers less likely than under the base model: none in step 1, 31% (by 2 nats on average) "
+        "in step 31; the most, 40%, in step 21",
+        "rejected answers more likely than under the base model: none in step 1, 0.1% (by less than 0.01 "
+        "nats on average) in step 31",
+        "answers were compared with others 20% of the ranks away in step 1, 5% of the ranks away in step 31 "
+        "(0%: the sort; a third: all with all)",
+    ]
+    assert report([RUNS["pairs"]], source={}, settings={}, history=[{"step": 1, "loss": 0.5}])["course"] == []
 
 
 def test_a_change_within_its_interval_is_none():

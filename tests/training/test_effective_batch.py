@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from axolotl_aot.dominance import PENALTIES
+from axolotl_aot.dominance.coupling import couple
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.training.objective import Scores
 from axolotl_aot.training.score_listener import ScoreListener
-from tests.helpers import Snapshots, column, counting_forwards, steps
+from tests.helpers import Snapshots, column, counting_calls, counting_forwards, steps
 from tests.marks import half_slow
 from tests.test_dominance import brute_force
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows, write_jsonl
@@ -48,6 +49,7 @@ def cut(micro_batch: int, accumulation: int) -> dict:
             {"aot_padding_free": False},
             {"aot_max_tokens_per_micro_batch": 120},
             {"aot_entropy": 0.5, "aot_anchor": 0.3, "aot_penalty": "sigmoid"},
+            {"aot_anchor": 1, "aot_penalty": "sigmoid", "aot_doubt_labels": True},
         ],
     ),
     indirect=["config", "adapter"],
@@ -442,6 +444,22 @@ def test_all_micro_batches_but_the_first_are_scored_four_at_a_time(build, config
     with counting_forwards(trainer.model) as seen:
         trainer.train()
     assert seen == PROBES + ([False] * scored + [True] * accumulation) * 2
+
+
+@pytest.mark.parametrize("scope", ["effective_batch", "micro_batch"])
+def test_a_coupling_is_found_once_for_loss_and_metrics(build, config, scope):
+    trainer = build({**config, **cut(4, 2), "aot_scope": scope, "aot_entropy": 0.5, "max_steps": 2})
+    with counting_calls(couple) as calls:
+        trainer.train()
+    assert len(calls) == (2 if scope == "effective_batch" else 4)
+    assert all(0 <= value <= 1 / 3 for value in column(trainer, "dominance/rank_displacement"))
+
+
+def test_an_evaluation_finds_its_coupling_once(build, with_evaluation):
+    trainer = build({**with_evaluation, "aot_entropy": 0.5})
+    with counting_calls(couple) as calls:
+        metrics = trainer.evaluate()
+    assert len(calls) == 1 and "eval_dominance/rank_displacement" in metrics
 
 
 def test_the_same_yaml_twice_gives_the_same_losses(build, config, adapter):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from axolotl_aot.config import AOTArgs
-from axolotl_aot.training.objective import Objective, PairedObjective, Scores, UnpairedObjective
+from axolotl_aot.dominance import Coupled, anchor_loss
+from axolotl_aot.training.objective import Objective, PairedObjective, PlanCount, Scores, UnpairedObjective
 
 BETA = 0.3
 OBJECTIVES = {"aot": PairedObjective, "aot_unpaired": UnpairedObjective}
@@ -54,7 +55,7 @@ def test_the_loss_is_the_transport_cost_between_what_is_compared(rl, weighted):
     upper, lower, a, b = (np.array(values) for values in compared(rl, scores))
     cost = np.logaddexp(0, -BETA * (upper[:, None] - lower[None, :]))
     expected = ot.emd2(a / a.sum(), b / b.sum(), cost)
-    assert make(rl).loss(scores).item() == pytest.approx(expected, rel=1e-9)
+    assert make(rl).loss(scores).value.item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +72,14 @@ def test_the_gradient_is_that_of_the_loss(rl, keys):
     scores = make_scores(rl, weighted=True)
     objective = make(rl, **keys)
     loss, gradient = objective.loss_and_gradient(scores)
-    assert loss.item() == objective.loss(scores).item() and not loss.requires_grad
+    assert loss.value.item() == objective.loss(scores).value.item() and not loss.value.requires_grad
     step = 1e-6
     for i in range(len(scores.policy)):
         ends = []
         for sign in (1, -1):
             policy = scores.policy.clone()
             policy[i] += sign * step
-            ends.append(objective.loss(scores._replace(policy=policy)).item())
+            ends.append(objective.loss(scores._replace(policy=policy)).value.item())
         assert gradient[i].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-8)
 
 
@@ -115,7 +116,7 @@ def test_one_label_alone_has_no_loss_and_only_its_own_metrics(label):
     scores = make_scores("aot_unpaired")
     scores = scores._replace(label=torch.full_like(scores.label, label))
     loss, gradient = make("aot_unpaired").loss_and_gradient(scores)
-    assert loss == 0 and not gradient.any()
+    assert loss.value == 0 and not gradient.any()
     side = "chosen" if label else "rejected"
     below = "chosen_below_base" if label else "rejected_above_base"
     names = {f"rewards/{side}", f"logps/{side}", f"dominance/{below}", f"dominance/{below}_rate"}
@@ -151,9 +152,25 @@ def test_the_anchor_compares_with_the_base_model(rl, share, name, weighted):
     scores = make_scores(rl, weighted=weighted)
     expected = share * anchor(rl, scores, name)
     if share < 1:
-        expected += (1 - share) * make(rl, aot_penalty=name).loss(scores).item()
+        expected += (1 - share) * make(rl, aot_penalty=name).loss(scores).value.item()
     found = make(rl, aot_penalty=name, aot_anchor=share).loss(scores)
-    assert found.item() == pytest.approx(expected, rel=1e-9)
+    assert found.value.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("rl", OBJECTIVES)
+def test_doubted_labels_change_the_anchor_alone(rl):
+    scores = make_scores(rl, weighted=True)
+    rewards = scores.policy - scores.reference
+    sides = [(rewards[label], scores.weight[label]) for label in (scores.label, ~scores.label)]
+    (u, a), (v, b) = sides
+    expected = anchor_loss(
+        u, v, beta=BETA, penalty="sigmoid", chosen_weights=a, rejected_weights=b, doubt_labels=True
+    ).item()
+    keys = {"aot_penalty": "sigmoid", "aot_doubt_labels": True}
+    assert make(rl, aot_anchor=1, **keys).loss(scores).value.item() == pytest.approx(expected, rel=1e-9)
+    rest = make(rl, aot_penalty="sigmoid").loss(scores).value.item()
+    found = make(rl, aot_anchor=0.4, **keys).loss(scores).value.item()
+    assert found == pytest.approx(0.4 * expected + 0.6 * rest, rel=1e-9)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -166,15 +183,18 @@ def test_the_entropic_loss_is_pots(rl, weighted):
     plan = ot.sinkhorn(a, b, cost, 0.5, method="sinkhorn_log", stopThr=1e-12, numItermax=100_000)
     expected = (plan * cost).sum() + 0.5 * (plan * np.log(plan / np.outer(a, b))).sum()
     objective = make(rl, aot_entropy=0.5)
-    assert objective.loss(scores).item() == pytest.approx(expected, rel=1e-8)
+    loss = objective.loss(scores)
+    assert loss.value.item() == pytest.approx(expected, rel=1e-8)
     # by how much the ranks differ that are compared, by hand
     order_u, order_v = np.argsort(upper, kind="stable"), np.argsort(lower, kind="stable")
     rank_u, rank_v = np.empty(len(a)), np.empty(len(b))
     rank_u[order_u] = np.cumsum(a[order_u]) - a[order_u] / 2
     rank_v[order_v] = np.cumsum(b[order_v]) - b[order_v] / 2
     displacement = (plan * abs(rank_u[:, None] - rank_v)).sum()
-    assert objective.metrics(scores)["dominance/rank_displacement"] == pytest.approx(displacement, rel=1e-6)
-    assert "dominance/rank_displacement" not in make(rl).metrics(scores)
+    metrics = objective.metrics(scores, loss.coupling)
+    assert metrics["dominance/rank_displacement"] == pytest.approx(displacement, rel=1e-6)
+    assert make(rl).loss(scores).coupling is None
+    assert make(rl, aot_entropy=0.5, aot_anchor=1).loss(scores).coupling is None
 
 
 @pytest.mark.parametrize("rl", OBJECTIVES)
@@ -196,23 +216,34 @@ def test_answers_on_the_wrong_side_of_the_base_model(rl):
 def test_one_label_alone_is_still_compared_with_the_base_model(label):
     scores = make_scores("aot_unpaired")
     scores = scores._replace(label=torch.full_like(scores.label, label))
-    found = make("aot_unpaired", aot_anchor=0.4, aot_penalty="sigmoid").loss(scores).item()
+    found = make("aot_unpaired", aot_anchor=0.4, aot_penalty="sigmoid").loss(scores).value.item()
     rewards = [p - r for p, r in zip(scores.policy.tolist(), scores.reference.tolist(), strict=True)]
     expected = sum(penalty(r if label else -r, "sigmoid") for r in rewards) / len(rewards) / 2
     assert found == pytest.approx(0.4 * expected)
 
 
 def test_couplings_that_were_not_found_are_counted(caplog):
-    objective = make("aot_unpaired", aot_entropy=1e-9)
+    objective = make("aot_unpaired", aot_entropy=1e-30)  # far below the rounding of the costs
     objective.loss(make_scores("aot_unpaired", answers=60))
     assert "1 of 1 entropic couplings so far were not found to their tolerance" in caplog.text
     objective.loss(make_scores("aot_unpaired", answers=60, seed=1))
     assert "2 of 2" not in caplog.text  # said again at ten
 
 
+def test_rough_couplings_are_told_of_at_the_first_and_at_every_tenfold_number(caplog):
+    plans = PlanCount()
+    told = []
+    # of many values a coupling is found in blocks, several at once
+    for rough, found in ((0, 3), (1, 2), (8, 8), (1, 1), (89, 100), (151, 200), (1, 1)):
+        caplog.clear()
+        plans.count(Coupled(torch.tensor(0.0), torch.tensor(0.0), unconverged=rough, plans=found))
+        told.append([record.getMessage().partition(" entropic")[0] for record in caplog.records])
+    assert told == [[], ["1 of 5"], [], ["10 of 14"], [], ["250 of 314"], []]
+
+
 def test_float32_scores_stay_float32():
     scores = make_scores("aot")
     narrow = Scores(*(f.float() if f is not None and f.is_floating_point() else f for f in scores))
     loss, gradient = make("aot").loss_and_gradient(narrow)
-    assert loss.dtype == gradient.dtype == torch.float32
-    assert loss.item() == pytest.approx(make("aot").loss(scores).item(), rel=1e-5)
+    assert loss.value.dtype == gradient.dtype == torch.float32
+    assert loss.value.item() == pytest.approx(make("aot").loss(scores).value.item(), rel=1e-5)

@@ -72,6 +72,11 @@ def test_a_run_of_pairs(run, small, capsys):
     last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
     state = report["comparisons"]["log_ratios"]["after"]
     assert state["first_order"]["violation"] == pytest.approx(last["eval_dominance/violation"], abs=1e-4)
+    for side, metric in (("chosen", "chosen_below_base"), ("rejected", "rejected_above_base")):
+        wrong = report["changes"][side]["wrong_side"]
+        assert wrong["nats"]["value"] == pytest.approx(last[f"eval_dominance/{metric}"], abs=1e-4)
+        assert wrong["share"]["value"] == pytest.approx(last[f"eval_dominance/{metric}_rate"], abs=1e-6)
+    assert len(numbers["course"]) == 2
     for percentile, metric in MARGIN_METRICS.items():
         assert state["margins"][f"p{percentile}"]["value"] == pytest.approx(last[f"eval_{metric}"], abs=1e-4)
     # and the worst answers are found, with their texts
@@ -175,6 +180,34 @@ def test_aot_report_false(run, small):
     config, _ = small
     run({**config, "aot_report": False})
     assert not (Path(config["output_dir"]) / "dominance").exists()
+
+
+def test_a_model_that_moves_away_from_chosen_answers_is_told(run, paired_config, lora, tmp_path, caplog):
+    """The last lines of the log are what a user reads; the report says the same, and what its course was."""
+    rows = make_pairs(12)
+    pairs = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in rows]
+    config = with_rows({**paired_config, **lora}, tmp_path / "train.jsonl", rows)
+    config = with_test_rows(config, tmp_path / "eval.jsonl", pairs)  # the same, the wrong way round
+    config |= {"learning_rate": 1e-2, "max_steps": 30, "num_epochs": 10, "eval_steps": 30}
+    config |= {"aot_entropy": float("inf")}
+    run(config)
+    numbers = read(config)
+    changes = numbers["runs"]["aot"]["changes"]
+    policy, reference = sides(config, pairs)["chosen"]
+    assert (policy - reference).mean() < -1  # it has moved away, or this would say nothing
+    share = f"{np.mean(policy < reference):.0%}".replace("100%", "all")
+    words = f"{share} of the chosen answers are less likely than under the base model, by "
+    assert changes["base_model"].startswith(words) and "`aot_anchor`, here 0, " in changes["base_model"]
+    (record,) = [r for r in caplog.records if "Dominance report: " in r.getMessage()]
+    assert record.levelname == "WARNING" and changes["base_model"] in record.getMessage()
+    assert [line.partition(":")[0] for line in numbers["course"]] == [
+        "chosen answers less likely than under the base model",
+        "rejected answers more likely than under the base model",
+        # of all with all: a third less a third of 4 ^ -2
+        "answers were compared with others 31% of the ranks away in step 1, 31% of the ranks away in step 30 "
+        "(0%",
+    ]
+    assert numbers["settings"]["aot_entropy"] == ".inf"
 
 
 def test_a_failing_report_loses_nothing(run, small, caplog):

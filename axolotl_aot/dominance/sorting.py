@@ -1,7 +1,7 @@
 """Sorts of two samples of rewards, differentiable: exact, or soft.
 
 The soft sort is Blondel et al., "Fast Differentiable Sorting and Ranking", ICML 2020, arXiv 2002.08871, with
-quadratic regularisation. This module imports torch and scipy only, and nothing of the package.
+quadratic regularisation.
 """
 
 from collections.abc import Callable

@@ -49,9 +49,9 @@ def anchor_loss(
         chosen_weights: non-negative masses, shape (n,), normalised to sum to 1; uniform where None.
         rejected_weights: the same for `rejected`, shape (m,).
         doubt_labels: multiply the mass of each answer by how far the rewards agree with its label: for a
-            chosen answer the share of the rejected ones' mass that lies below it (`placements`, of a width
-            of `WIDTH` / beta), for a rejected one that of chosen ones above it; and `FLOOR` besides. The masses are
-            held fixed in the derivative. Nothing is doubted where a label is absent.
+            chosen answer the share of the rejected ones' mass that lies below it (`placements`, of a width of
+            `WIDTH` / beta), for a rejected one that of chosen ones above it; and `FLOOR` besides. The masses
+            are held fixed in the derivative. Nothing is doubted where a label is absent.
 
     Returns:
         The loss, a scalar of float32, or of float64 where a sample is float64.

@@ -51,6 +51,11 @@ class AOTArgs(BaseModel):
         description='Weight of "chosen rewards dominate the base model\'s, which dominate the rejected ones" '
         "in place of the comparison of the two.",
     )
+    aot_doubt_labels: bool = Field(
+        default=False,
+        description="For `aot_anchor`: an answer counts the less, the more answers of the other label the "
+        "rewards put on its wrong side, so that wrong labels count little.",
+    )
     aot_scope: Literal[SCOPES] = Field(
         default="effective_batch",
         description="What the sort runs over: every sample of an optimizer step, or each process's "
@@ -215,7 +220,7 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
 
 
 def _require_a_coupling(args: AOTArgs) -> None:
-    """Nothing is asked of the comparison of both samples that its coupling, or its absence, would ignore."""
+    """Nothing is asked of the comparison of both samples, or of the anchor, that the others would ignore."""
     asked = {
         "aot_dominance": args.aot_dominance != "first",
         "aot_sort": args.aot_sort != "hard",
@@ -228,6 +233,11 @@ def _require_a_coupling(args: AOTArgs) -> None:
                 f"`{key}: {getattr(args, key)}` with `aot_entropy: {args.aot_entropy:g}`: an entropic "
                 "coupling replaces the sort, whose quantiles this key is about; remove one of the two"
             )
+    if args.aot_doubt_labels and not args.aot_anchor:
+        raise AOTConfigError(
+            "`aot_doubt_labels: true` with `aot_anchor: 0`: it changes how much answers count in the anchor, "
+            "which is off; set `aot_anchor: 1` and `aot_penalty: sigmoid`, or remove it"
+        )
     for key, is_asked in asked.items():
         if args.aot_anchor == 1 and is_asked:
             raise AOTConfigError(

@@ -7,9 +7,11 @@ import numpy as np
 import ot
 import pytest
 import torch
+from scipy.stats import mannwhitneyu
 
 from axolotl_aot.dominance import PENALTIES, anchor_loss, coupled, dominance_loss
 from axolotl_aot.dominance.coupling import BLOCK, blocks, couple
+from axolotl_aot.dominance.placements import placements
 from axolotl_aot.dominance.plans import entropic_plan
 
 H = {
@@ -331,3 +333,67 @@ def test_the_anchor_of_one_label():
     assert anchor_loss(nothing, -u, beta=2.0, penalty="sigmoid").item() == pytest.approx(expected)
     with pytest.raises(ValueError, match="both empty"):
         anchor_loss(nothing, nothing, beta=2.0)
+
+
+# --- Doubted labels -----------------------------------------------------------------------------------
+
+
+def placement(value, others, masses, width):
+    """Answer by answer: 1 for one below by more than the width, 0 above, in proportion between."""
+    shares = [
+        m * min(max((value - o + width) / (2 * width), 0), 1) for o, m in zip(others, masses, strict=True)
+    ]
+    return sum(shares) / sum(masses)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_placements_by_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    n, m, width = rng.integers(1, 30), rng.integers(1, 30), 10 ** rng.uniform(-2, 2)
+    u, v = rng.standard_t(2, n).round(1), rng.standard_t(2, m).round(1)  # some are equal
+    mass = rng.uniform(0, 3, m)
+    found = placements(*tensors(u, v, mass), width)
+    assert found.tolist() == pytest.approx([placement(x, v, mass, width) for x in u], abs=1e-12)
+
+
+def test_placements_are_the_parts_of_the_mann_whitney_statistic():
+    rng = np.random.default_rng(1)
+    u, v = rng.normal(1, 2, 40).round(), rng.normal(0, 2, 70).round()
+    found = placements(*tensors(u, v, np.ones(70)), 1e-6)
+    assert found.mean().item() == pytest.approx(mannwhitneyu(u, v).statistic / (40 * 70), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", ["logistic", "sigmoid"])
+def test_doubted_labels_by_a_loop(name, seed):
+    rng = np.random.default_rng(seed)
+    beta = 10 ** rng.uniform(-1, 1)
+    u, v = rng.normal(1, 3, 9), rng.normal(-1, 3, 14)
+    a, b = rng.uniform(0, 2, 9), rng.uniform(0, 2, 14)
+    trusted = [m * (0.05 + placement(x, v, b, 0.1 / beta)) for x, m in zip(u, a, strict=True)]
+    distrusted = [m * (0.05 + placement(-x, -u, a, 0.1 / beta)) for x, m in zip(v, b, strict=True)]
+    h = {"logistic": lambda z: np.logaddexp(0, -z), "sigmoid": lambda z: 1 / (1 + np.exp(z))}[name]
+    expected = (np.average(h(beta * u), weights=trusted) + np.average(h(-beta * v), weights=distrusted)) / 2
+    options = dict(zip(("chosen_weights", "rejected_weights"), tensors(a, b), strict=True))
+    found = anchor_loss(*tensors(u, v), beta=beta, penalty=name, doubt_labels=True, **options)
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_wrong_label_counts_little_and_rounding_nothing():
+    u, v = torch.tensor([9.0, 10, 11, -20]), torch.tensor([-9.0, -10, -11, 20])  # the last ones are wrong
+
+    def pull(**options):
+        chosen = u.clone().requires_grad_()
+        anchor_loss(chosen, v, beta=0.1, penalty="sigmoid", **options).backward()
+        return (chosen.grad[3] / chosen.grad[0]).item()
+
+    assert pull(doubt_labels=True) < 0.1 * pull()
+    noise = 1e-6 * torch.randn(50, generator=torch.Generator().manual_seed(0))
+    same = [anchor_loss(x[:25], x[25:], beta=1.0, doubt_labels=True).item() for x in (noise, 0 * noise)]
+    # a noise of 1e-6 is 1e-5 of the width
+    assert same[0] == pytest.approx(same[1], abs=1e-6)
+
+
+def test_no_label_is_doubted_where_there_is_but_one():
+    u, nothing = torch.tensor([1.0, -2]), torch.tensor([])
+    assert anchor_loss(u, nothing, beta=2.0, doubt_labels=True) == anchor_loss(u, nothing, beta=2.0)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from axolotl_aot.dominance.checks import common_dtype, masses, require_sample
 from axolotl_aot.dominance.penalties import cost_function
+from axolotl_aot.dominance.placements import FLOOR, WIDTH, placements
 
 
 class AnchorMetric(NamedTuple):
@@ -33,6 +34,7 @@ def anchor_loss(
     penalty: str = "logistic",
     chosen_weights: Tensor | None = None,
     rejected_weights: Tensor | None = None,
+    doubt_labels: bool = False,
 ) -> Tensor:
     """(E h(u) + E h(-v)) / 2: chosen rewards dominate those of the base model, and these the rejected ones.
 
@@ -46,6 +48,10 @@ def anchor_loss(
         beta, penalty: as for `dominance_loss`.
         chosen_weights: non-negative masses, shape (n,), normalised to sum to 1; uniform where None.
         rejected_weights: the same for `rejected`, shape (m,).
+        doubt_labels: multiply the mass of each answer by how far the rewards agree with its label: for a
+            chosen answer the share of the rejected ones' mass that lies below it (`placements`, of a width of
+            `WIDTH` / beta), for a rejected one that of chosen ones above it; and `FLOOR` besides. The masses
+            are held fixed in the derivative. Nothing is doubted where a label is absent.
 
     Returns:
         The loss, a scalar of float32, or of float64 where a sample is float64.
@@ -58,12 +64,16 @@ def anchor_loss(
         raise ValueError("chosen and rejected are both empty")
     dtype = common_dtype(chosen, rejected)
     total = chosen.new_zeros((), dtype=dtype)
-    for name, sample, weights, sign in (
-        ("chosen", chosen, chosen_weights, 1),
-        ("rejected", rejected, rejected_weights, -1),
-    ):
-        if len(sample):
-            require_sample(name, sample)
-            mass = masses(f"{name}_weights", weights, sample)
-            total = total + ((mass / mass.sum()).to(dtype) * h(sign * sample.to(dtype))).sum() / 2
+    sides = [("chosen", chosen, chosen_weights, 1), ("rejected", rejected, rejected_weights, -1)]
+    sides = [side for side in sides if len(side[1])]
+    for name, sample, _, _ in sides:
+        require_sample(name, sample)
+    mass = {name: masses(f"{name}_weights", weights, sample) for name, sample, weights, _ in sides}
+    if doubt_labels and len(mass) == 2:
+        above = placements(chosen, rejected, mass["rejected"], WIDTH / beta)
+        below = placements(-rejected, -chosen, mass["chosen"], WIDTH / beta)
+        mass = {"chosen": mass["chosen"] * (FLOOR + above), "rejected": mass["rejected"] * (FLOOR + below)}
+    for name, sample, _, sign in sides:
+        share = (mass[name] / mass[name].sum()).to(dtype)
+        total = total + (share * h(sign * sample.to(dtype))).sum() / 2
     return total

@@ -230,6 +230,7 @@ def _anchor(objective: Objective, chosen: Scores, rejected: Scores) -> Loss:
         penalty=objective.args.aot_penalty,
         chosen_weights=chosen.weight,
         rejected_weights=rejected.weight,
+        doubt_labels=objective.args.aot_doubt_labels,
     )
     return Loss(loss)
 

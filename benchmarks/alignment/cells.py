@@ -1,6 +1,6 @@
 """One run: a method with its keys, its data and a seed, and its YAML.
 
-Imports `benchmarks.alignment.task` only.
+Imports `benchmarks.alignment.preferences` only.
 """
 
 import json
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from benchmarks.alignment.task import Data
+from benchmarks.alignment.preferences import Data
 
 BASE = "base"  # the method of a cell that is not trained
 PAIRED = {"dpo", "ipo", "aot"}  # the others take answers with a label
@@ -33,6 +33,7 @@ class Cell:
     samples: int
     micro_batch: int
     keys: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 1
 
     @property
     def paired(self) -> bool:
@@ -63,7 +64,7 @@ def yaml_of(cell: Cell, base_model: str, data: str, output_dir: str) -> dict[str
         "lora_target_linear": True,
         "micro_batch_size": cell.micro_batch,
         "gradient_accumulation_steps": cell.samples // cell.micro_batch,
-        "num_epochs": 1,
+        "num_epochs": cell.epochs,
         "dataloader_num_workers": 0,  # a run is a daemonic process, which may have no children
         "optimizer": "adamw_torch",
         "learning_rate": cell.learning_rate,

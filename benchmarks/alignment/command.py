@@ -16,13 +16,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
 from benchmarks.alignment import tables
+from benchmarks.alignment.base_model import write_base_model
 from benchmarks.alignment.cells import Cell
 from benchmarks.alignment.comparisons import STAGES
 from benchmarks.alignment.figures import FIGURES
 from benchmarks.alignment.plan import FULL, SMALL, SOFT_STRENGTH, Plan
 from benchmarks.alignment.results import NotMeasured, Results
 from benchmarks.alignment.runs import ENVIRONMENT, run_all
-from benchmarks.alignment.task import write_base_model
+from benchmarks.alignment.tasks import TASKS
 
 HERE = Path(__file__).parent
 PACKAGES = ("axolotl-aot", "axolotl", "trl", "transformers", "peft", "torch")
@@ -36,42 +37,67 @@ CONSOLE = Console(stderr=True)
 @click.option("--small", is_flag=True, help="Few cells of few steps, to see that it runs.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Where results are and go.")
 @click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count(), show_default=True)
-def main(small: bool, out: Path | None, workers: int) -> None:
+@click.option(
+    "stages",
+    "--stage",
+    type=click.Choice([stage.__name__ for stage in STAGES]),
+    multiple=True,
+    help="Only the cells of this one, once for each that is wanted; RESULTS.md is left to a run of all.",
+)
+def main(small: bool, out: Path | None, workers: int, stages: tuple[str, ...]) -> None:
     """Train and score all cells that have no result yet, and write RESULTS.md and its figures.
 
     Stopped at any moment it goes on where it was; RESULTS.md is written before each stage that has something
-    left to run, and at the end. The base model is kept in OUT/work.
+    left to run, and at the end. Each task's base model is kept in OUT/work.
     """
     os.environ.update(ENVIRONMENT)
     plan = SMALL if small else FULL
     out = out or (Path("build/alignment-small") if small else HERE)
     out.mkdir(parents=True, exist_ok=True)
-    base_model = out / "work" / "base"
-    if not (base_model / "tokenizer.json").is_file():  # what is written last
-        bar = functools.partial(track, description="Training the base model", console=CONSOLE)
-        write_base_model(base_model, plan.base_steps, bar)
     results = Results(out / "results.jsonl")
-    base = hashlib.sha256((base_model / "model.safetensors").read_bytes()).hexdigest()[:12]
-    if results.bases() - {base}:
+    base_models = out / "work"
+    bases = {task: _base_model(task, base_models / task, plan, results) for task in TASKS}
+    for stage in STAGES:
+        if stages and stage.__name__ not in stages:
+            continue
+        try:
+            missing = results.missing(cell for cells in stage(plan, results).values() for cell in cells)
+        except NotMeasured as error:
+            raise click.ClickException(f"{stage.__name__} needs what is not there: {error}") from error
+        if missing:
+            if not stages:
+                write_results(plan, results, out, small)
+            _run(stage.__name__, missing, base_models, bases, workers, results)
+    click.echo(results.path if stages else write_results(plan, results, out, small))
+
+
+def _base_model(task: str, folder: Path, plan: Plan, results: Results) -> str:
+    """The digest of the task's base model, which is trained where it is not there.
+
+    Raises:
+        click.ClickException: the results are of another one.
+    """
+    if not (folder / "tokenizer.json").is_file():  # what is written last
+        bar = functools.partial(track, description=f"Training the base model of {task}", console=CONSOLE)
+        write_base_model(TASKS[task], folder, plan.base_steps, bar)
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:12]
+    if results.bases(task) - {digest}:
         raise click.ClickException(
-            f"{results.path} is of another base model than {base_model}, which another machine may have "
+            f"{results.path} is of another base model than {folder}, which another machine may have "
             "trained otherwise from the same seed: delete one of them"
         )
-    for stage in STAGES:
-        missing = results.missing(cell for cells in stage(plan, results).values() for cell in cells)
-        if missing:
-            write_results(plan, results, out, small)
-            _run(stage.__name__, missing, base_model, base, workers, results)
-    click.echo(write_results(plan, results, out, small))
+    return digest
 
 
-def _run(name: str, missing: list[Cell], base_model: Path, base: str, workers: int, results: Results) -> None:
+def _run(
+    name: str, missing: list[Cell], base_models: Path, bases: dict[str, str], workers: int, results: Results
+) -> None:
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=CONSOLE) as progress:
-        task = progress.add_task(name, total=len(missing))
-        for result in run_all(missing, base_model, workers):
-            results.add({**result, "base": base})
-            progress.advance(task)
+        bar = progress.add_task(name, total=len(missing))
+        for result in run_all(missing, base_models, workers):
+            results.add({**result, "base": bases[result["cell"]["data"]["task"]]})
+            progress.advance(bar)
 
 
 def measured(plan: Plan, results: Results) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """The cells of each table, and the order in which all are run.
 
-May import `benchmarks.alignment.cells`, `plan`, `results`, `searches`, `task`.
+May import `benchmarks.alignment.cells`, `contenders`, `plan`, `preferences`, `results`, `searches`,
+`settings`, `tasks`.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.alignment.cells import BASE, Cell
+from benchmarks.alignment.contenders import contenders, contenders_few, contenders_longer
 from benchmarks.alignment.plan import (
     BALANCED,
     METHODS,
@@ -19,6 +21,7 @@ from benchmarks.alignment.plan import (
     USUAL_LOSS,
     Plan,
 )
+from benchmarks.alignment.preferences import Data
 from benchmarks.alignment.results import Results
 from benchmarks.alignment.searches import (
     Rows,
@@ -39,7 +42,8 @@ from benchmarks.alignment.searches import (
     size_search,
     with_loss,
 )
-from benchmarks.alignment.task import Data
+from benchmarks.alignment.settings import balanced_kto
+from benchmarks.alignment.tasks import TASKS
 
 
 def methods(plan: Plan, results: Results) -> Rows:
@@ -48,8 +52,11 @@ def methods(plan: Plan, results: Results) -> Rows:
 
 
 def base(plan: Plan, results: Results) -> Rows:
-    """By ("base",): the model before training, its answers sampled with each seed."""
-    return {(BASE,): [Cell(BASE, 0.0, 0.0, seed, Data(0), 1, 1) for seed in plan.main_seeds]}
+    """By (task,): the model before training, its answers sampled with each seed."""
+    return {
+        (task,): [Cell(BASE, 0.0, 0.0, seed, Data(0, task=task), 1, 1) for seed in plan.main_seeds]
+        for task in TASKS
+    }
 
 
 def margins(plan: Plan, results: Results) -> Rows:
@@ -109,14 +116,13 @@ def shares(plan: Plan, results: Results) -> Rows:
     rows: Rows = {}
     usual = {method: at_best(plan, results, method, plan.fresh_seeds) for method in ("aot_unpaired", "kto")}
     for share in plan.positives:
-        weight = round((1 - share) / share, 6)
         variants: dict[str, tuple[str, dict[str, Any]]] = {
             "aot_unpaired": ("aot_unpaired", {}),
             NOT_STRATIFIED: ("aot_unpaired", {"aot_stratify": False}),
             "kto": ("kto", {}),
-            BALANCED: ("kto", {"kto_desirable_weight": weight}),  # how much more a positive counts
+            BALANCED: ("kto", dict(balanced_kto(share).keys)),
         }
-        if weight == 1:
+        if share == 0.5:
             del variants[BALANCED]
         for name, (method, keys) in variants.items():
             data = Data(2 * plan.count, positives=share)
@@ -138,9 +144,12 @@ def flips(plan: Plan, results: Results) -> Rows:
 
 # In the order that they are run in; each needs those before it.
 STAGES = (
+    base,
+    contenders,
+    contenders_longer,
+    contenders_few,
     grid,
     refined,
-    base,
     methods,
     margins,
     betas,

@@ -1,12 +1,12 @@
 """What is varied, and how far: in full, and in small.
 
-Imports `benchmarks.alignment.task`.
+Imports `benchmarks.alignment.base_model`.
 """
 
 import math
 from dataclasses import dataclass
 
-from benchmarks.alignment.task import BASE_STEPS
+from benchmarks.alignment.base_model import BASE_STEPS
 
 METHODS = ("dpo", "ipo", "kto", "aot", "aot_unpaired")
 OURS, THEIRS = ("aot", "aot_unpaired"), ("dpo", "kto", "ipo")
@@ -18,6 +18,8 @@ USUAL_LOSS = ("logistic", "first", "hard")
 # Leaves gaps of half a nat, so that the tails pool. At 0.1 it leaves 10 nats and changes nothing here;
 # at 10 margins as wide as a trained model's all pool into their mean.
 SOFT_STRENGTH = 2.0
+CLEAN_AND_NOISY = (0.0, 0.2)  # shares of flipped preferences that settings are compared at
+LONGER = 4  # epochs
 BALANCED = "kto, balanced"
 NOT_STRATIFIED = "aot_unpaired, not stratified"
 MICRO_BATCHES = (1, 2)  # that are sorted on their own; one pair alone leaves nothing to sort
@@ -31,7 +33,8 @@ class Plan:
 
     seeds: of the grid. search_seeds: of the smaller searches. main_seeds: of the table of methods, and its
     first ones, fresh_seeds, of all that is compared elsewhere; none that a choice was made with, which would
-    flatter it. factors: of learning rates, to refine the grid's best; search_factors: to search with.
+    flatter it. factors: of learning rates, to refine the grid's best; search_factors: to search with. few:
+    shares of positives that settings are compared at.
     """
 
     count: int
@@ -49,6 +52,7 @@ class Plan:
     sizes: tuple[int, ...]
     positives: tuple[float, ...]
     flips: tuple[float, ...]
+    few: tuple[float, ...]
 
 
 FULL = Plan(
@@ -67,6 +71,7 @@ FULL = Plan(
     sizes=(2, 4, 16, 64, 256),
     positives=(0.5, 0.2, 0.05, 0.01),
     flips=(0.0, 0.1, 0.2, 0.4),
+    few=(0.2, 0.05, 0.01),
 )
 SMALL = Plan(
     count=128,
@@ -84,4 +89,5 @@ SMALL = Plan(
     sizes=(4, 16),
     positives=(0.5, 0.05),
     flips=(0.0, 0.2),
+    few=(0.05,),
 )

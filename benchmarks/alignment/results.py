@@ -32,9 +32,10 @@ class Results:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
 
-    def bases(self) -> set[str]:
-        """Digests of the base models that the results are of."""
-        return {result["base"] for result in self._found.values()}
+    def bases(self, task: str) -> set[str]:
+        """Digests of the task's base models that the results are of."""
+        found = self._found.values()
+        return {result["base"] for result in found if result["cell"]["data"]["task"] == task}
 
     def missing(self, cells: Iterable[Cell]) -> list[Cell]:
         """Those without a result, each once."""

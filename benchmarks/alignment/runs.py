@@ -1,7 +1,7 @@
 """A cell trained by `axolotl train`, in a process of its own, and scored.
 
 Processes are forked from one that has imported axolotl, which saves half a minute each. May import
-`benchmarks.alignment.cells`, `task` and, in a process, axolotl and torch.
+`benchmarks.alignment.cells`, `preferences`, `tasks` and, in a process, `scores`, axolotl and torch.
 """
 
 import contextlib
@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 
 from benchmarks.alignment.cells import BASE, Cell, yaml_of
+from benchmarks.alignment.preferences import write_data
+from benchmarks.alignment.tasks import TASKS
 
 ENVIRONMENT = {
     "AXOLOTL_DO_NOT_TRACK": "1",
@@ -37,12 +39,12 @@ PRELOADED = [
 ]
 
 
-def run_all(cells: list[Cell], base_model: Path, workers: int) -> Iterator[dict[str, Any]]:
-    """The results of all cells, as they come."""
+def run_all(cells: list[Cell], base_models: Path, workers: int) -> Iterator[dict[str, Any]]:
+    """The results of all cells, as they come. base_models: a folder of them, by the task's name."""
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    jobs = [(cell, base_model) for cell in cells]
+    jobs = [(cell, base_models / cell.data.task) for cell in cells]
     with context.Pool(workers, maxtasksperchild=1) as pool:
         yield from pool.imap_unordered(_run, jobs)
 
@@ -68,8 +70,6 @@ def train(cell: Cell, base_model: Path, folder: Path) -> Path:
     from axolotl.cli.train import do_cli
     from transformers import set_seed
 
-    from benchmarks.alignment.task import write_data
-
     data = write_data(folder / "train.jsonl", cell.data, cell.paired, cell.seed)
     out = folder / "out"
     config = folder / "config.yml"
@@ -84,7 +84,7 @@ def _train_and_score(cell: Cell, base_model: Path, folder: Path) -> dict[str, An
     from benchmarks.alignment.scores import score_adapter
 
     adapter = None if cell.method == BASE else train(cell, base_model, folder)
-    return score_adapter(base_model, adapter, cell.seed)
+    return score_adapter(TASKS[cell.data.task], base_model, adapter, cell.seed)
 
 
 @contextlib.contextmanager

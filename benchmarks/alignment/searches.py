@@ -1,14 +1,15 @@
 """The searches: which `rl_beta` and learning rate are best for what.
 
-May import `benchmarks.alignment.cells`, `plan`, `results`, `task`.
+May import `benchmarks.alignment.cells`, `choices`, `plan`, `preferences`, `results`.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from benchmarks.alignment.cells import PAIRED, Cell
+from benchmarks.alignment.choices import Best
 from benchmarks.alignment.plan import (
     LARGEST_MICRO_BATCH,
     METHODS,
@@ -20,19 +21,11 @@ from benchmarks.alignment.plan import (
     USUAL_SIZE,
     Plan,
 )
+from benchmarks.alignment.preferences import Data
 from benchmarks.alignment.results import Results
-from benchmarks.alignment.task import Data
 
 Rows = dict[tuple, list[Cell]]  # cells over seeds, by what they have in common
 Key = TypeVar("Key")
-
-
-@dataclass(frozen=True)
-class Best:
-    """A point of a search, found by the mean reward on the validation problems."""
-
-    beta: float
-    learning_rate: float
 
 
 def best_key(results: Results, rows: Mapping[Key, list[Cell]]) -> Key:

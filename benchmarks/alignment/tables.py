@@ -144,7 +144,7 @@ class Section(NamedTuple):
 
 
 def methods(plan: Plan, results: Results) -> Section:
-    rows = {**comparisons.base(plan, results), **comparisons.methods(plan, results)}
+    rows = {(BASE,): comparisons.base(plan, results)["sorting",], **comparisons.methods(plan, results)}
     lines = []
     for (method,), cells in rows.items():
         of = functools.partial(results.values, cells)

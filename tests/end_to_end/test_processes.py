@@ -59,8 +59,8 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(processes, config, expected,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", BOTH, indirect=True, ids="-".join)
-def test_an_entropic_coupling_with_an_anchor(processes, config, tmp_path):
-    keys = {"aot_entropy": 0.5, "aot_anchor": 0.3, "aot_penalty": "sigmoid"}
+def test_an_entropic_coupling_with_an_anchor_and_doubted_labels(processes, config, tmp_path):
+    keys = {"aot_entropy": 0.5, "aot_anchor": 0.3, "aot_penalty": "sigmoid", "aot_doubt_labels": True}
     (whole,) = train(processes, config, tmp_path / "whole", WHOLE, **keys).steps
     for name, cut, more in (("two", (2, 4, 2), {}), ("four", (4, 2, 2), {}), ("fsdp2", (2, 2, 4), FSDP2)):
         assert_same(train(processes, config, tmp_path / name, cut, **keys, **more), whole)

@@ -50,6 +50,7 @@ def cut(micro_batch: int, accumulation: int) -> dict:
             {"aot_padding_free": False},
             {"aot_max_tokens_per_micro_batch": 120},
             {"aot_entropy": 0.5, "aot_anchor": 0.3, "aot_penalty": "sigmoid"},
+            {"aot_anchor": 1, "aot_penalty": "sigmoid", "aot_doubt_labels": True},
         ],
     ),
     indirect=["config", "adapter"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from axolotl_aot.config import AOTArgs
-from axolotl_aot.dominance import Coupled
+from axolotl_aot.dominance import Coupled, anchor_loss
 from axolotl_aot.training.objective import Objective, PairedObjective, PlanCount, Scores, UnpairedObjective
 
 BETA = 0.3
@@ -155,6 +155,22 @@ def test_the_anchor_compares_with_the_base_model(rl, share, name, weighted):
         expected += (1 - share) * make(rl, aot_penalty=name).loss(scores).value.item()
     found = make(rl, aot_penalty=name, aot_anchor=share).loss(scores)
     assert found.value.item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("rl", OBJECTIVES)
+def test_doubted_labels_change_the_anchor_alone(rl):
+    scores = make_scores(rl, weighted=True)
+    rewards = scores.policy - scores.reference
+    sides = [(rewards[label], scores.weight[label]) for label in (scores.label, ~scores.label)]
+    (u, a), (v, b) = sides
+    expected = anchor_loss(
+        u, v, beta=BETA, penalty="sigmoid", chosen_weights=a, rejected_weights=b, doubt_labels=True
+    ).item()
+    keys = {"aot_penalty": "sigmoid", "aot_doubt_labels": True}
+    assert make(rl, aot_anchor=1, **keys).loss(scores).value.item() == pytest.approx(expected, rel=1e-9)
+    rest = make(rl, aot_penalty="sigmoid").loss(scores).value.item()
+    found = make(rl, aot_anchor=0.4, **keys).loss(scores).value.item()
+    assert found == pytest.approx(0.4 * expected + 0.6 * rest, rel=1e-9)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -192,7 +192,7 @@ def test_label_smoothing_is_in_the_cost():
     assert found.item() == pytest.approx(mean.item())
 
 
-@pytest.mark.parametrize(("n", "m"), [(3_000, 3_000), (5_000, 300), (7, 3_000_000 // 7)])
+@pytest.mark.parametrize(("n", "m"), [(5_000, 5_000), (30_000, 300), (7, 9_000_000 // 7)])
 def test_many_values_are_coupled_in_blocks(n, m):
     a, b = torch.full((n,), 1 / n), torch.full((m,), 1 / m)
     parts = list(blocks(a, b))
@@ -207,7 +207,7 @@ def test_many_values_are_coupled_in_blocks(n, m):
 def test_values_without_mass_are_in_no_block():
     a = torch.zeros(3_000, dtype=torch.float64)
     a[[5, 700, 2_999]] = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
-    b = torch.full((2_000_000,), 1 / 2_000_000, dtype=torch.float64)
+    b = torch.full((9_000_000,), 1 / 9_000_000, dtype=torch.float64)
     parts = list(blocks(a, b))
     assert len(parts) == 3 and sum(part.share for part in parts) == pytest.approx(1)
     assert torch.cat([part.upper for part in parts]).sort().values.tolist() == [5, 700, 2_999]
@@ -240,7 +240,7 @@ def test_blocks_are_close_to_the_whole():
         return PENALTIES["logistic"](z, 1.0)
 
     found = couple(u, v, mass, mass, cost, 1.0)
-    assert found.plans == 3
+    assert found.plans == 2
     plan = entropic_plan(cost(u[:, None] - v), mass, mass, 1.0)
     whole = (plan.mass * cost(u[:, None] - v)).sum() + torch.xlogy(plan.mass, plan.mass * 2_500**2).sum()
     assert found.loss.item() == pytest.approx(whole.item(), rel=5e-3)

@@ -19,7 +19,7 @@ from axolotl_aot.dominance.plans import entropic_plan, relative_entropy
 
 RANK_DISPLACEMENT = "dominance/rank_displacement"  # under which a coupling's displacement is logged
 
-BLOCK = 1_024  # a plan of more than BLOCK x BLOCK entries is found on random blocks
+BLOCK = 2_048  # a plan of more than BLOCK x BLOCK entries (32 MB) is found on random blocks
 BLOCK_SEED = 0  # the same blocks on all processes
 
 

@@ -1,4 +1,4 @@
-"""`benchmarks.alignment`: its task and its statistics by hand, and the small run whole."""
+"""`benchmarks.alignment`: its searches, choices and statistics by hand, and the small run whole."""
 
 import itertools
 import json
@@ -6,82 +6,37 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy.stats import kendalltau
 
-from benchmarks.alignment import tables, task
+from benchmarks.alignment import choices
+from benchmarks.alignment.batched.records import read
+from benchmarks.alignment.batched.search import MORE, SEEDS
+from benchmarks.alignment.batched.search import choices as choices_of_search
 from benchmarks.alignment.cells import Cell
+from benchmarks.alignment.choices import Best, Place, chosen, read_choices, write_choices
 from benchmarks.alignment.command import HERE, NOT_YET, measured
-from benchmarks.alignment.comparisons import STAGES, beta_extremes, losses, methods, shares, sizes
+from benchmarks.alignment.comparisons import (
+    STAGES,
+    beta_extremes,
+    contenders,
+    contenders_few,
+    contenders_longer,
+    losses,
+    methods,
+    shares,
+    sizes,
+)
+from benchmarks.alignment.contenders import FEW_SETTINGS, LONGER_SETTINGS
 from benchmarks.alignment.figures import FIGURES
 from benchmarks.alignment.plan import FULL, SMALL
+from benchmarks.alignment.preferences import Data
 from benchmarks.alignment.results import NotMeasured, Results
+from benchmarks.alignment.searched import PATH
 from benchmarks.alignment.searches import grid, refined, size_finalists, size_search
-from benchmarks.alignment.tables import Claim, estimate, findings
-from benchmarks.alignment.task import Data
+from benchmarks.alignment.settings import SETTINGS
 from tests.processes import ENVIRONMENT, ROOT
-
-
-def test_a_reward_is_kendalls_tau_in_other_units():
-    for answer in itertools.islice(itertools.permutations("acegi"), 0, 120, 7):
-        tau = kendalltau(range(5), [sorted(answer).index(letter) for letter in answer]).statistic
-        assert task.reward(answer) == pytest.approx((tau + 1) / 2)
-    assert task.reward_of_text(tuple("cabed"), "a b c d e </s>") == 1
-    for text in ("a b c d e", "a b c d </s>", "a b c d f </s>", "a b c </s> d", ""):
-        assert task.reward_of_text(tuple("cabed"), text) is None
-
-
-def test_answers_are_half_mallows_half_uniform():
-    rng = np.random.default_rng(0)
-    drawn = np.array([task.reward(task.draw_answer(tuple("cabed"), rng)) for _ in range(8000)])
-    wrong = np.arange(task.LENGTH)  # places that a letter can be put out of order by
-
-    def mean_wrong(dispersion: float) -> float:
-        means = []
-        for places in wrong + 1:
-            mass = np.exp(-dispersion * np.arange(places))
-            means.append((np.arange(places) * mass).sum() / mass.sum())
-        return sum(means)
-
-    expected = 1 - (mean_wrong(task.CAREFUL) + mean_wrong(0.0)) / 2 / task.PAIRS
-    assert drawn.mean() == pytest.approx(expected, abs=4 * drawn.std() / np.sqrt(len(drawn)))
-
-
-def test_flips_turn_preferences_round_and_change_nothing_else():
-    problems = task.split_problems()["train"][:400]
-    plain, some = (task.draw_pairs(problems, share, np.random.default_rng(1)) for share in (0.0, 1.0))
-    for one, other in zip(plain, some, strict=True):
-        assert (one["prompt"], one["chosen"], one["rejected"]) == (
-            other["prompt"],
-            other["rejected"],
-            other["chosen"],
-        )
-    rewards = [[task.reward(row[side].split()) for side in ("chosen", "rejected")] for row in plain]
-    assert 0.75 < np.mean([chosen > rejected for chosen, rejected in rewards]) < 0.9
-
-
-def test_the_share_of_positives_is_exact(tmp_path):
-    path = task.write_data(tmp_path / "x.jsonl", Data(400, positives=0.05), paired=False, seed=3)
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len(rows) == 400 and sum(row["label"] for row in rows) == 20
-    assert len({row["prompt"] for row in rows}) == 400
-
-
-def test_parts_of_the_problems_do_not_overlap():
-    parts = [set(problems) for problems in task.split_problems().values()]
-    assert sum(map(len, parts)) == len(set().union(*parts)) == 12 * 11 * 10 * 9 * 8
-
-
-def test_methods_share_their_data(tmp_path):
-    pairs = task.write_data(tmp_path / "pairs.jsonl", Data(30), paired=True, seed=4)
-    answers = task.write_data(tmp_path / "answers.jsonl", Data(30), paired=False, seed=4)
-    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
-    found = [json.loads(line) for line in answers.read_text().splitlines()]
-    assert [row["completion"] for row in found if row["label"]] == [row["chosen"] for row in rows]
-    assert [row["completion"] for row in found if not row["label"]] == [row["rejected"] for row in rows]
 
 
 def _measure(results: Results, rows: dict, good: Callable[[Cell], bool]) -> None:
@@ -160,41 +115,93 @@ def test_a_positive_counts_as_much_as_its_share_is_small(tmp_path):
     assert weights == pytest.approx({0.2: 4, 0.05: 19, 0.01: 99})
 
 
-def test_estimates_and_outcomes():
-    values = np.array([0.1, 0.2, 0.15, 0.3, 0.05])
-    found = estimate(values)
-    assert found.mean == pytest.approx(0.16) and (found.above, found.count) == (5, 5)
-    assert (found.sign, estimate(-values).sign, estimate(values - 0.16).sign) == (1, -1, 0)
-    text = findings(
-        [Claim("a", values), Claim("b", -values), Claim("c", values - 0.16), Claim("d", -values, False)]
-    )
-    assert [line.split(" | ")[-1] for line in text.splitlines()[2:]] == [
-        "**repeated** |",
-        "**the opposite** |",
-        "not clear either way |",
-        "no: below |",
-    ]
+# --- Settings, each as it was chosen ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "expected"), [(5, 0.92), (10, 0.95)])
-def test_intervals_of_few_seeds_hold_the_mean(count, expected, monkeypatch):
-    monkeypatch.setattr(tables, "RESAMPLES", 4000)
-    rng = np.random.default_rng(count)
-    held = [found.low <= 0 <= found.high for found in map(estimate, rng.normal(size=(600, count)))]
-    # to three standard errors; plain percentile intervals hold it in 84% and 91%
-    assert np.mean(held) == pytest.approx(expected, abs=3 * np.sqrt(expected * (1 - expected) / 600))
+def test_choices_are_read_as_they_were_written(tmp_path):
+    path = tmp_path / "choices.json"
+    some = {
+        Place("sorting", "dpo"): Best(1.0, 6e-4),
+        Place("covering", "aot", 0.2, 4): Best(0.3, 1.7e-3),
+        Place("sorting", "kto, balanced", positives=0.05): Best(3.0, 3e-4),
+    }
+    write_choices(some, path)
+    assert read_choices(path) == some
+    assert chosen(Place("covering", "aot", 0.2, 4), path) == Best(0.3, 1.7e-3)
+    with pytest.raises(NotMeasured, match=r"no choice in choices.json for .*task='sorting', setting='aot'"):
+        chosen(Place("sorting", "aot"), path)
+    twice = tmp_path / "twice.json"
+    twice.write_text(json.dumps(2 * json.loads(path.read_text())))
+    with pytest.raises(ValueError, match="is there twice"):
+        read_choices(twice)
+
+
+@pytest.fixture
+def all_chosen(monkeypatch):
+    """A different choice for each place."""
+
+    class Every(dict):
+        def __missing__(self, place: Place) -> Best:
+            return self.setdefault(place, Best(float(len(self) + 1), 1e-3))
+
+        def __contains__(self, place: object) -> bool:
+            return True
+
+    every = Every()
+    monkeypatch.setattr(choices, "read_choices", lambda path: every)
+    return every
+
+
+def test_settings_are_trained_as_they_were_chosen(all_chosen):
+    one, four, few = (stage(FULL, None) for stage in (contenders, contenders_longer, contenders_few))
+    assert len(one) == 2 * 2 * len(SETTINGS) and len(four) == 2 * len(LONGER_SETTINGS)
+    assert len(few) == 3 * (len(FEW_SETTINGS) + 1)
+    expected = {
+        **{Place(task, name, flipped): cells for (task, flipped, name), cells in one.items()},
+        **{Place(task, name, epochs=4): cells for (task, name), cells in four.items()},
+        **{Place("sorting", name, positives=share): cells for (share, name), cells in few.items()},
+    }
+    assert expected.keys() == all_chosen.keys()
+    for place, cells in expected.items():
+        count = 2048 if place.positives is None else 4096
+        for cell in cells:
+            assert cell.data == Data(count, place.positives, place.flipped, place.task)
+            assert (cell.beta, cell.epochs) == (all_chosen[place].beta, place.epochs)
+            assert cell.samples == (64 if cell.method in ("dpo", "ipo", "aot") else 128)
+            if place.setting in SETTINGS:
+                assert (cell.method, cell.keys) == (
+                    SETTINGS[place.setting].method,
+                    SETTINGS[place.setting].keys,
+                )
+        seeds = [cell.seed for cell in cells]
+        assert seeds == list(range(5, 15) if place.epochs == 1 and count == 2048 else range(5, 10))
+        assert not {*SEEDS, *MORE} & {*seeds}
+    for share, weight in ((0.2, 4), (0.05, 19), (0.01, 99)):
+        (cell, *_) = few[share, "kto, balanced"]
+        assert cell.method == "kto" and cell.keys == {"kto_desirable_weight": pytest.approx(weight)}
+
+
+def test_a_small_plan_has_some_of_the_settings(all_chosen):
+    assert {name for *_, name in contenders(SMALL, None)} == set(SMALL.settings)
+    assert {key[:2] for key in contenders(SMALL, None)} == set(SMALL.places)
+    assert {name for _, name in contenders_longer(SMALL, None)} == set(SMALL.settings)
+
+
+# --- Runs -------------------------------------------------------------------------------------------
 
 
 TRAIN_TWO = """
 import sys
 from pathlib import Path
 
+from benchmarks.alignment.base_model import write_base_model
 from benchmarks.alignment.cells import Cell
+from benchmarks.alignment.preferences import Data
 from benchmarks.alignment.runs import train
-from benchmarks.alignment.task import Data, write_base_model
+from benchmarks.alignment.tasks import TASKS
 
 folder = Path(sys.argv[1])
-write_base_model(folder / "base", steps=1)
+write_base_model(TASKS["sorting"], folder / "base", steps=1)
 for method in ("dpo", "kto", "aot"):
     for seed in (1, 2):
         into = folder / f"{method}{seed}"
@@ -223,6 +230,13 @@ def test_a_seed_draws_the_same_lora_matrices_for_all_methods(tmp_path):
     assert not any(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_choices_are_those_of_the_search_beside_them():
+    """Others may be there, taken over: tables mark them."""
+    committed = read_choices()
+    for place, best in choices_of_search(read(PATH)).items():
+        assert committed[place] == best, place
+
+
 def test_what_is_committed_follows_from_the_results_beside_it():
     text = (HERE / "RESULTS.md").read_text("utf-8")
     results = Results(HERE / "results.jsonl")
@@ -247,8 +261,10 @@ def test_the_small_run(tmp_path):
         assert len(lines) == len({json.dumps(json.loads(line)["cell"]) for line in lines})
     text = (tmp_path / "RESULTS.md").read_text()
     assert NOT_YET not in text and "$" not in text
-    for name in ("curves", "betas", "sizes", "shares", "flips"):
+    for name in FIGURES:
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    for stage in STAGES:
+        assert not results.missing(itertools.chain(*stage(SMALL, results).values()))
     for cells in losses(SMALL, results).values():
         assert not results.missing(cells)
     (usual,) = {cell.learning_rate for cell in methods(SMALL, results)["aot",]}

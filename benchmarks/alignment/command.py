@@ -7,15 +7,16 @@ import contextlib
 import functools
 import hashlib
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, track
 
-from benchmarks.alignment import tables
 from benchmarks.alignment.base_model import write_base_model
 from benchmarks.alignment.cells import Cell
 from benchmarks.alignment.comparisons import STAGES
@@ -23,6 +24,7 @@ from benchmarks.alignment.figures import FIGURES
 from benchmarks.alignment.plan import FULL, SMALL, SOFT_STRENGTH, Plan
 from benchmarks.alignment.results import NotMeasured, Results
 from benchmarks.alignment.runs import ENVIRONMENT, run_all
+from benchmarks.alignment.sections import SECTIONS
 from benchmarks.alignment.tasks import TASKS
 
 HERE = Path(__file__).parent
@@ -48,7 +50,7 @@ def main(small: bool, out: Path | None, workers: int, stages: tuple[str, ...]) -
     """Train and score all cells that have no result yet, and write RESULTS.md and its figures.
 
     Stopped at any moment it goes on where it was; RESULTS.md is written before each stage that has something
-    left to run, and at the end. Each task's base model is kept in OUT/work.
+    left to run (but for --small), and at the end. Each task's base model is kept in OUT/work.
     """
     os.environ.update(ENVIRONMENT)
     plan = SMALL if small else FULL
@@ -65,9 +67,12 @@ def main(small: bool, out: Path | None, workers: int, stages: tuple[str, ...]) -
         except NotMeasured as error:
             raise click.ClickException(f"{stage.__name__} needs what is not there: {error}") from error
         if missing:
-            if not stages:
+            if not (stages or small):
                 write_results(plan, results, out, small)
-            _run(stage.__name__, missing, base_models, bases, workers, results)
+            for result in _progress(
+                stage.__name__, missing, run_all(missing, base_models, plan.scored, workers)
+            ):
+                results.add({**result, "base": bases[result["cell"]["data"]["task"]]})
     click.echo(results.path if stages else write_results(plan, results, out, small))
 
 
@@ -89,21 +94,20 @@ def _base_model(task: str, folder: Path, plan: Plan, results: Results) -> str:
     return digest
 
 
-def _run(
-    name: str, missing: list[Cell], base_models: Path, bases: dict[str, str], workers: int, results: Results
-) -> None:
+def _progress(name: str, cells: list[Cell], results: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The results, as they come, with a bar."""
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=CONSOLE) as progress:
-        bar = progress.add_task(name, total=len(missing))
-        for result in run_all(missing, base_models, workers):
-            results.add({**result, "base": bases[result["cell"]["data"]["task"]]})
+        bar = progress.add_task(name, total=len(cells))
+        for result in results:
+            yield result
             progress.advance(bar)
 
 
 def measured(plan: Plan, results: Results) -> dict[str, str]:
     """The tables and findings, by their names in template.md; what has no results yet is left open."""
     parts = {}
-    for name, section in tables.SECTIONS.items():
+    for name, section in SECTIONS.items():
         try:
             shown, findings = section(plan, results)
         except NotMeasured:

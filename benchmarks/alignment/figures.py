@@ -1,7 +1,7 @@
 """The figures; a method has one colour in all of them.
 
-May import `axolotl_aot.report.figures` (its colours), `benchmarks.alignment.comparisons`, `plan`, `results`,
-`scores`, `tables`; matplotlib.
+May import `axolotl_aot.report.figures` (its colours), `benchmarks.alignment.batched`, `comparisons`,
+`estimates`, `plan`, `results`, `scores`, `search_tables`, `searched`, `setting_tables`, `tables`; matplotlib.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +12,74 @@ from matplotlib.figure import Figure
 
 from axolotl_aot.report.figures import COLOURS, RUNS
 from benchmarks.alignment import comparisons
+from benchmarks.alignment.batched.search import RATES, conditions
 from benchmarks.alignment.cells import Cell
+from benchmarks.alignment.estimates import estimate
 from benchmarks.alignment.plan import BALANCED, METHODS, MICRO_BATCHES, NOT_STRATIFIED, Plan
-from benchmarks.alignment.results import Results
+from benchmarks.alignment.results import NotMeasured, Results
 from benchmarks.alignment.scores import LEVELS
-from benchmarks.alignment.tables import estimate, margins, scope_name
+from benchmarks.alignment.search_tables import curves as rate_curves
+from benchmarks.alignment.search_tables import name_of
+from benchmarks.alignment.searched import PATH, read_search
+from benchmarks.alignment.setting_tables import words_of
+from benchmarks.alignment.tables import margins, scope_name
 
 REWARD = "reward of sampled answers (%)"
 # ours first: the package's own colour for the run that a report is of
 STYLES = dict(zip(("aot", "dpo", "kto", "ipo", "aot_unpaired"), RUNS, strict=True))
+# of settings: the anchor and what is made of it share a colour, as do entropic couplings; dotted for pairs
+SETTING_STYLES = {
+    **STYLES,
+    "apo_zero": ("#8C564B", "--"),
+    **{
+        f"{method}, entropic": ("#7F7F7F", dashes) for method, dashes in (("aot", ":"), ("aot_unpaired", "-"))
+    },
+    **{f"{method}, anchor": ("#0072B2", dashes) for method, dashes in (("aot", ":"), ("aot_unpaired", "-"))},
+    **{f"{method}, doubted": ("#D55E00", dashes) for method, dashes in (("aot", ":"), ("aot_unpaired", "-"))},
+}
+LOWEST = 0.5  # reward in the figure of learning rates
+
+
+def contenders(plan: Plan, results: Results) -> Figure:
+    rows = comparisons.contenders(plan, results)
+    figure, axes = _panels(len(plan.places), 3.6)
+    for axis, (task, flipped) in zip(axes, plan.places, strict=True):
+        names = [name for *place, name in rows if place == [task, flipped]]
+        for height, name in enumerate(reversed(names)):
+            found = estimate(100 * results.values(rows[task, flipped, name]))
+            reach = [[found.mean - found.low], [found.high - found.mean]]
+            axis.errorbar(found.mean, height, xerr=reach, fmt="o", ms=4, color=SETTING_STYLES[name][0])
+        axis.set_yticks(range(len(names)), reversed(names))
+        axis.label_outer()
+        axis.set_title(words_of(task, flipped), fontsize="medium")
+        axis.set_xlabel(REWARD)
+        axis.grid(alpha=0.3, linewidth=0.5)
+    return figure
+
+
+def rates(plan: Plan, results: Results) -> Figure:
+    search = read_search()
+    places = {name_of(where): rate_curves(search, where) for where in conditions()}
+    if not any(places.values()):
+        raise NotMeasured(f"{PATH.name} has no learning rates with fresh seeds")
+    figure, axes = _panels(len(places), 3.6)
+    for axis, (words, found) in zip(axes, places.items(), strict=True):
+        for name, curve in found.items():
+            colour, dashes = SETTING_STYLES[name]
+            means = 100 * curve.rewards.mean(axis=1)
+            axis.plot(curve.rates, means, color=colour, linestyle=dashes, marker="o", ms=2.5, label=name)
+        axis.set_ylim(bottom=100 * LOWEST)
+        _logarithmic(axis, RATES)
+        axis.tick_params(axis="x", labelsize="x-small")
+        axis.set_title(words, fontsize="medium")
+        axis.set_xlabel("learning rate")
+        axis.set_ylabel(REWARD)
+        axis.grid(alpha=0.3, linewidth=0.5)
+    handles = {
+        label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, fontsize="small")
+    return figure
 
 
 def curves(plan: Plan, results: Results) -> Figure:
@@ -93,6 +152,8 @@ def flips(plan: Plan, results: Results) -> Figure:
 
 # By the name of their file.
 FIGURES: dict[str, Callable[[Plan, Results], Figure]] = {
+    "contenders": contenders,
+    "rates": rates,
     "curves": curves,
     "betas": betas,
     "sizes": sizes,
@@ -104,8 +165,9 @@ FIGURES: dict[str, Callable[[Plan, Results], Figure]] = {
 # --- Parts ------------------------------------------------------------------------------------------
 
 
-def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(5.4 * count, 3.8), layout="constrained")
+def _panels(count: int, width: float = 5.4) -> tuple[Figure, list[Axes]]:
+    """Beside each other. width: of one, in inches."""
+    figure = Figure(figsize=(width * count, 3.8), layout="constrained")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

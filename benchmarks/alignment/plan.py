@@ -1,12 +1,14 @@
 """What is varied, and how far: in full, and in small.
 
-Imports `benchmarks.alignment.base_model`.
+Imports `benchmarks.alignment.base_model` and `tasks`.
 """
 
 import math
 from dataclasses import dataclass
 
 from benchmarks.alignment.base_model import BASE_STEPS
+from benchmarks.alignment.tasks import TASKS
+from benchmarks.alignment.tasks.task import HELD_OUT, PARTS
 
 METHODS = ("dpo", "ipo", "kto", "aot", "aot_unpaired")
 OURS, THEIRS = ("aot", "aot_unpaired"), ("dpo", "kto", "ipo")
@@ -31,14 +33,17 @@ LARGEST_MICRO_BATCH = 128
 class Plan:
     """How large each part is.
 
-    seeds: of the grid. search_seeds: of the smaller searches. main_seeds: of the table of methods, and its
-    first ones, fresh_seeds, of all that is compared elsewhere; none that a choice was made with, which would
-    flatter it. factors: of learning rates, to refine the grid's best; search_factors: to search with. few:
-    shares of positives that settings are compared at.
+    scored: problems of a part that answers are sampled for. seeds: of the grid. search_seeds: of the smaller
+    searches. main_seeds: of the table of methods, and its first ones, fresh_seeds, of all that is compared
+    elsewhere; none that a choice was made with, which would flatter it. factors: of learning rates, to refine
+    the grid's best; search_factors: to search with. few: shares of positives that settings are compared at.
+    places: tasks and shares of flipped preferences that they are compared at. settings: which of them, by
+    name; None for all.
     """
 
     count: int
     base_steps: int
+    scored: int
     seeds: range
     search_seeds: range
     fresh_seeds: range
@@ -53,11 +58,14 @@ class Plan:
     positives: tuple[float, ...]
     flips: tuple[float, ...]
     few: tuple[float, ...]
+    places: tuple[tuple[str, float], ...]
+    settings: tuple[str, ...] | None = None
 
 
 FULL = Plan(
     count=2048,
     base_steps=BASE_STEPS,
+    scored=HELD_OUT // len(PARTS),
     seeds=range(5),
     search_seeds=range(3),
     fresh_seeds=range(5, 10),
@@ -72,12 +80,14 @@ FULL = Plan(
     positives=(0.5, 0.2, 0.05, 0.01),
     flips=(0.0, 0.1, 0.2, 0.4),
     few=(0.2, 0.05, 0.01),
+    places=tuple((task, flipped) for task in TASKS for flipped in CLEAN_AND_NOISY),
 )
 SMALL = Plan(
     count=128,
-    base_steps=150,
-    seeds=range(1),
-    search_seeds=range(1, 2),  # fewer cells: its numbers mean nothing anyway
+    base_steps=80,
+    scored=128,
+    seeds=range(1, 2),  # the same ones for all: fewer cells, and its numbers mean nothing anyway
+    search_seeds=range(1, 2),
     fresh_seeds=range(1, 2),
     main_seeds=range(1, 2),
     betas=(1.0,),
@@ -86,8 +96,10 @@ SMALL = Plan(
     search_betas=(1.0,),
     search_rates=(1e-3,),
     search_factors=(1.0,),
-    sizes=(4, 16),
-    positives=(0.5, 0.05),
+    sizes=(8, 16),
+    positives=(0.05,),
     flips=(0.0, 0.2),
     few=(0.05,),
+    places=(("covering", 0.0),),
+    settings=("dpo", "kto", "aot_unpaired, anchor"),
 )

@@ -39,19 +39,22 @@ PRELOADED = [
 ]
 
 
-def run_all(cells: list[Cell], base_models: Path, workers: int) -> Iterator[dict[str, Any]]:
-    """The results of all cells, as they come. base_models: a folder of them, by the task's name."""
+def run_all(cells: list[Cell], base_models: Path, scored: int, workers: int) -> Iterator[dict[str, Any]]:
+    """The results of all cells, as they come.
+
+    base_models: a folder of them, by the task's name. scored: problems of a part that each is scored with.
+    """
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    jobs = [(cell, base_models / cell.data.task) for cell in cells]
+    jobs = [(cell, base_models / cell.data.task, scored) for cell in cells]
     with context.Pool(workers, maxtasksperchild=1) as pool:
         yield from pool.imap_unordered(_run, jobs)
 
 
-def _run(job: tuple[Cell, Path]) -> dict[str, Any]:
+def _run(job: tuple[Cell, Path, int]) -> dict[str, Any]:
     """Train and score one cell; what axolotl prints is shown only if it fails."""
-    cell, base_model = job
+    cell, base_model, scored = job
     gc.freeze()  # axolotl's DPO trainer collects garbage at every micro-batch; the imports are none
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
@@ -59,7 +62,7 @@ def _run(job: tuple[Cell, Path]) -> dict[str, Any]:
         log = folder / "log.txt"
         with log.open("w") as file, _output_to(file.fileno()):
             try:
-                scores = _train_and_score(cell, base_model, folder)
+                scores = _train_and_score(cell, base_model, scored, folder)
             except BaseException as error:
                 raise RuntimeError(f"{cell.name}\n{log.read_text()[-3000:]}") from error
     return {"cell": json.loads(cell.name), "seconds": round(time.perf_counter() - began, 1), **scores}
@@ -80,11 +83,11 @@ def train(cell: Cell, base_model: Path, folder: Path) -> Path:
     return out
 
 
-def _train_and_score(cell: Cell, base_model: Path, folder: Path) -> dict[str, Any]:
+def _train_and_score(cell: Cell, base_model: Path, scored: int, folder: Path) -> dict[str, Any]:
     from benchmarks.alignment.scores import score_adapter
 
     adapter = None if cell.method == BASE else train(cell, base_model, folder)
-    return score_adapter(TASKS[cell.data.task], base_model, adapter, cell.seed)
+    return score_adapter(TASKS[cell.data.task], base_model, adapter, cell.seed, scored)
 
 
 @contextlib.contextmanager

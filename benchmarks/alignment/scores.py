@@ -21,8 +21,13 @@ WORST = 0.1  # share of the answers whose mean is told besides that of all
 LEVELS = (np.arange(25) + 0.5) / 25  # of the curves
 
 
-def score_adapter(task: Task, base_model: Path, adapter: Path | None, seed: int) -> dict[str, Any]:
-    """The scores of an adapter, or of the base model where it is None."""
+def score_adapter(
+    task: Task, base_model: Path, adapter: Path | None, seed: int, scored: int
+) -> dict[str, Any]:
+    """The scores of an adapter, or of the base model where it is None.
+
+    scored: how many problems of a part.
+    """
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     reference = AutoModelForCausalLM.from_pretrained(base_model).eval()
     policy = AutoModelForCausalLM.from_pretrained(base_model).eval()
@@ -31,10 +36,10 @@ def score_adapter(task: Task, base_model: Path, adapter: Path | None, seed: int)
     problems = task.split_problems()
     return {
         **{
-            part: sampled(task, policy, reference, tokenizer, problems[part], seed)
+            part: sampled(task, policy, reference, tokenizer, problems[part][:scored], seed)
             for part in ("validation", "test")
         },
-        "pairs": distributions(task, policy, reference, tokenizer),
+        "pairs": distributions(held_out_pairs(task)[:scored], policy, reference, tokenizer),
     }
 
 
@@ -97,10 +102,12 @@ def logprobs(model: PreTrainedModel, ids: torch.Tensor, counts: torch.Tensor) ->
 
 
 def distributions(
-    task: Task, policy: PreTrainedModel, reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    rows: list[dict[str, str]],
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
     """Quantile curves over held-out pairs, and how far the policy's margins miss dominance; nats."""
-    rows = held_out_pairs(task)
     prompts = token_ids(tokenizer, [row["prompt"] for row in rows])
     scored = {}
     for side in ("chosen", "rejected"):

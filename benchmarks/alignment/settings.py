@@ -21,6 +21,7 @@ class Setting:
 
 ENTROPIC = {"aot_entropy": 1.5}
 ANCHOR = {"aot_anchor": 1, "aot_penalty": "sigmoid"}
+DOUBTED = {**ANCHOR, "aot_doubt_labels": True}
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
@@ -35,6 +36,8 @@ SETTINGS: dict[str, Setting] = {
         Setting("aot_unpaired, entropic", "aot_unpaired", ENTROPIC),
         Setting("aot, anchor", "aot", ANCHOR),
         Setting("aot_unpaired, anchor", "aot_unpaired", ANCHOR),
+        Setting("aot, doubted", "aot", DOUBTED),
+        Setting("aot_unpaired, doubted", "aot_unpaired", DOUBTED),
     )
 }
 

@@ -1,20 +1,18 @@
-"""The tables, and what they say of the paper's findings, as Markdown.
+"""The tables on the paper's own setting, and what they say of its findings, as Markdown.
 
-A score is the mean over seeds with a 95% bootstrap interval over the seeds (SciPy); methods are compared by
-their differences seed by seed, which share data, LoRA's first matrices and sampling noise. May import
-`benchmarks.alignment.comparisons`, `plan`, `results`; NumPy and SciPy.
+A score is the mean over seeds with an interval; methods are compared by their differences seed by seed,
+which share data, LoRA's first matrices and sampling noise. May import `benchmarks.alignment.comparisons`,
+`estimates`, `findings`, `plan`, `results`; NumPy.
 """
 
 import functools
-import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.alignment import comparisons
 from benchmarks.alignment.cells import BASE, Cell
+from benchmarks.alignment.estimates import estimate
+from benchmarks.alignment.findings import Claim, Section, findings, in_nats, percent, table
 from benchmarks.alignment.plan import (
     METHODS,
     MICRO_BATCHES,
@@ -29,118 +27,10 @@ from benchmarks.alignment.plan import (
 )
 from benchmarks.alignment.results import Results
 
-LEVEL = 0.95
-RESAMPLES = 20_000
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds, its interval, and how many of the values are above 0."""
-
-    mean: float
-    low: float
-    high: float
-    above: int
-    count: int
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the interval leaves 0 out, else 0."""
-        return int(self.low > 0) - int(self.high < 0)
-
-
-def expanded(level: float, count: int) -> float:
-    """The nominal level at which a percentile interval of a mean of few values has about this level.
-
-    Resamples of n values vary by sqrt((n - 1) / n) too little, and not as Student's t does (Hesterberg 2015,
-    "What teachers should know about the bootstrap", expanded percentile interval).
-    """
-    reach = math.sqrt(count / (count - 1)) * stats.t.ppf((1 + level) / 2, count - 1)
-    return 2 * stats.norm.cdf(reach) - 1
-
-
-def estimate(values: np.ndarray) -> Estimate:
-    """Of values by seed, shape (n,)."""
-    low = high = values.mean()
-    if np.ptp(values):
-        found = stats.bootstrap(
-            (values,),
-            np.mean,
-            confidence_level=expanded(LEVEL, len(values)),
-            n_resamples=RESAMPLES,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        )
-        low, high = found.confidence_interval
-    return Estimate(values.mean().item(), float(low), float(high), int((values > 0).sum()), len(values))
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def percent(found: Estimate, signed: bool = False) -> str:
-    """A share, or a difference of shares, in percent, with its interval."""
-    form = "{:+.1f}" if signed else "{:.1f}"
-    mean, low, high = (form.format(100 * value) for value in found[:3])
-    return f"{mean} [{low}, {high}]"
-
-
-def in_points(found: Estimate) -> str:
-    return percent(found, signed=True)
-
-
-def in_nats(found: Estimate) -> str:
-    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-
 
 def score(results: Results, cells: list[Cell] | None) -> str:
     """The reward; None: of cells that are those beside them."""
     return "the same" if cells is None else percent(estimate(results.values(cells)))
-
-
-# --- Findings ---------------------------------------------------------------------------------------
-
-
-class Claim(NamedTuple):
-    """A difference that is above 0 if the words are true here. of_paper: whether the paper says so."""
-
-    words: str
-    difference: np.ndarray
-    of_paper: bool = True
-
-
-OUTCOMES = {
-    (1, True): "**repeated**",
-    (0, True): "not clear either way",
-    (-1, True): "**the opposite**",
-    (1, False): "yes",
-    (0, False): "not clear either way",
-    (-1, False): "no: below",
-}
-
-
-def findings(
-    claims: list[Claim],
-    unit: str = "reward, points",
-    shown: Callable[[Estimate], str] = in_points,
-) -> str:
-    rows = []
-    for claim in claims:
-        found = estimate(claim.difference)
-        above = f"{found.above} of {found.count}"
-        rows.append([claim.words, shown(found), above, OUTCOMES[found.sign, claim.of_paper]])
-    return table(["is it so?", f"difference in {unit}", "seeds above 0", "here"], rows)
-
-
-class Section(NamedTuple):
-    """Markdown, each ending with a newline."""
-
-    table: str
-    findings: str
-
-
-# --- Each table -------------------------------------------------------------------------------------
 
 
 def methods(plan: Plan, results: Results) -> Section:
@@ -323,15 +213,3 @@ def flips(plan: Plan, results: Results) -> Section:
         for ours, theirs in (("aot", "dpo"), ("aot", "ipo"), ("aot_unpaired", "dpo"), ("aot_unpaired", "kto"))
     ]
     return Section(table(["flipped", *(f"`{m}`" for m in METHODS)], lines), findings(claims))
-
-
-# By their names in template.md.
-SECTIONS: dict[str, Callable[[Plan, Results], Section]] = {
-    "methods": methods,
-    "curves": curves,
-    "betas": betas,
-    "sizes": sizes,
-    "losses": losses,
-    "shares": shares,
-    "flips": flips,
-}

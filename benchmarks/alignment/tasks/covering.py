@@ -7,8 +7,8 @@ answer is well-formed if it is not empty, ends, and names letters of the row onl
 them, skip more letters and repeat more.
 
 The judge whose preferences the data hold likes long answers: each word counts for it besides. Its bias is
-too small to make repetition pay, but it blurs the difference between an answer and a longer one, so that
-words that add nothing cost little. `idle_words` counts them: that is how far length was gamed.
+too small to make another answer the best one, but it blurs the difference between an answer and a longer
+one, so that words that add nothing cost little. `idle_words` counts them: that is how far length was gamed.
 
 Imports NumPy, `axolotl_aot.quickstart` and `task` beside it.
 """
@@ -31,6 +31,7 @@ BIAS = 0.05  # of the judge, in units of the reward: a word's
 class Covering(Task):
     name = "covering"
     max_words = 12
+    lengths_differ = True
 
     def problems(self) -> list[Problem]:
         rng = random.Random(SEED)

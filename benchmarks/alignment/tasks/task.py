@@ -22,11 +22,13 @@ Answer = Sequence[str]  # words, without the end token
 class Task(ABC):
     """Problems, and answers of words.
 
-    name: in the YAML's place, in cells and tables. max_words: of an answer.
+    name: in the YAML's place, in cells and tables. max_words: of an answer. lengths_differ: whether good
+    answers differ in length.
     """
 
     name: ClassVar[str]
     max_words: ClassVar[int]
+    lengths_differ: ClassVar[bool] = False
 
     @abstractmethod
     def problems(self) -> list[Problem]:

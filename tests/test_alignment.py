@@ -21,14 +21,11 @@ from benchmarks.alignment.comparisons import (
     STAGES,
     beta_extremes,
     contenders,
-    contenders_few,
-    contenders_longer,
     losses,
     methods,
     shares,
     sizes,
 )
-from benchmarks.alignment.contenders import FEW_SETTINGS, LONGER_SETTINGS
 from benchmarks.alignment.figures import FIGURES
 from benchmarks.alignment.plan import FULL, SMALL
 from benchmarks.alignment.preferences import Data
@@ -153,38 +150,24 @@ def all_chosen(monkeypatch):
 
 
 def test_settings_are_trained_as_they_were_chosen(all_chosen):
-    one, four, few = (stage(FULL, None) for stage in (contenders, contenders_longer, contenders_few))
-    assert len(one) == 2 * 2 * len(SETTINGS) and len(four) == 2 * len(LONGER_SETTINGS)
-    assert len(few) == 3 * (len(FEW_SETTINGS) + 1)
-    expected = {
-        **{Place(task, name, flipped): cells for (task, flipped, name), cells in one.items()},
-        **{Place(task, name, epochs=4): cells for (task, name), cells in four.items()},
-        **{Place("sorting", name, positives=share): cells for (share, name), cells in few.items()},
-    }
+    found = contenders(FULL, None)
+    assert len(found) == 2 * 2 * len(SETTINGS)
+    expected = {Place(task, name, flipped): cells for (task, flipped, name), cells in found.items()}
     assert expected.keys() == all_chosen.keys()
     for place, cells in expected.items():
-        count = 2048 if place.positives is None else 4096
         for cell in cells:
-            assert cell.data == Data(count, place.positives, place.flipped, place.task)
-            assert (cell.beta, cell.epochs) == (all_chosen[place].beta, place.epochs)
+            assert cell.data == Data(2048, None, place.flipped, place.task)
+            assert (cell.beta, cell.epochs) == (all_chosen[place].beta, 1)
             assert cell.samples == (64 if cell.method in ("dpo", "ipo", "aot") else 128)
-            if place.setting in SETTINGS:
-                assert (cell.method, cell.keys) == (
-                    SETTINGS[place.setting].method,
-                    SETTINGS[place.setting].keys,
-                )
+            setting = SETTINGS[place.setting]
+            assert (cell.method, cell.keys) == (setting.method, setting.keys)
         seeds = [cell.seed for cell in cells]
-        assert seeds == list(range(5, 15) if place.epochs == 1 and count == 2048 else range(5, 10))
-        assert not {*SEEDS, *MORE} & {*seeds}
-    for share, weight in ((0.2, 4), (0.05, 19), (0.01, 99)):
-        (cell, *_) = few[share, "kto, balanced"]
-        assert cell.method == "kto" and cell.keys == {"kto_desirable_weight": pytest.approx(weight)}
+        assert seeds == list(range(5, 15)) and not {*SEEDS, *MORE} & {*seeds}
 
 
 def test_a_small_plan_has_some_of_the_settings(all_chosen):
     assert {name for *_, name in contenders(SMALL, None)} == set(SMALL.settings)
     assert {key[:2] for key in contenders(SMALL, None)} == set(SMALL.places)
-    assert {name for _, name in contenders_longer(SMALL, None)} == set(SMALL.settings)
 
 
 # --- Runs -------------------------------------------------------------------------------------------
@@ -231,17 +214,16 @@ def test_a_seed_draws_the_same_lora_matrices_for_all_methods(tmp_path):
 
 
 def test_choices_are_those_of_the_search_beside_them():
-    """Others may be there, taken over: tables mark them."""
-    committed = read_choices()
-    for place, best in choices_of_search(read(PATH)).items():
-        assert committed[place] == best, place
+    assert read_choices() == choices_of_search(read(PATH))
 
 
 def test_what_is_committed_follows_from_the_results_beside_it():
+    """Settings that axolotl has not trained yet are shown from the search: their cells may be missing."""
     text = (HERE / "RESULTS.md").read_text("utf-8")
     results = Results(HERE / "results.jsonl")
     for stage in STAGES:
-        assert not results.missing(itertools.chain(*stage(FULL, results).values())), stage.__name__
+        if stage is not contenders:
+            assert not results.missing(itertools.chain(*stage(FULL, results).values())), stage.__name__
     for part in measured(FULL, results).values():
         assert part != NOT_YET
         assert f"\n{part}\n" in text or text.endswith(f"\n{part}")

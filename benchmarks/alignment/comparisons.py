@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.alignment.cells import BASE, Cell
-from benchmarks.alignment.contenders import contenders, contenders_few, contenders_longer
+from benchmarks.alignment.contenders import contenders
 from benchmarks.alignment.plan import (
     BALANCED,
     METHODS,
@@ -146,8 +146,6 @@ def flips(plan: Plan, results: Results) -> Rows:
 STAGES = (
     base,
     contenders,
-    contenders_longer,
-    contenders_few,
     grid,
     refined,
     methods,

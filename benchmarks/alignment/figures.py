@@ -21,7 +21,7 @@ from benchmarks.alignment.scores import LEVELS
 from benchmarks.alignment.search_tables import curves as rate_curves
 from benchmarks.alignment.search_tables import name_of
 from benchmarks.alignment.searched import PATH, read_search
-from benchmarks.alignment.setting_tables import words_of
+from benchmarks.alignment.setting_tables import compared, words_of
 from benchmarks.alignment.tables import margins, scope_name
 
 REWARD = "reward of sampled answers (%)"
@@ -41,17 +41,16 @@ LOWEST = 0.5  # reward in the figure of learning rates
 
 
 def contenders(plan: Plan, results: Results) -> Figure:
-    rows = comparisons.contenders(plan, results)
     figure, axes = _panels(len(plan.places), 3.6)
-    for axis, (task, flipped) in zip(axes, plan.places, strict=True):
-        names = [name for *place, name in rows if place == [task, flipped]]
+    for axis, (place, rows) in zip(axes, compared(plan, results).items(), strict=True):
+        names = list(rows)
         for height, name in enumerate(reversed(names)):
-            found = estimate(100 * results.values(rows[task, flipped, name]))
+            found = estimate(100 * rows[name].values("reward"))
             reach = [[found.mean - found.low], [found.high - found.mean]]
             axis.errorbar(found.mean, height, xerr=reach, fmt="o", ms=4, color=SETTING_STYLES[name][0])
         axis.set_yticks(range(len(names)), reversed(names))
         axis.label_outer()
-        axis.set_title(words_of(task, flipped), fontsize="medium")
+        axis.set_title(words_of(place.task, place.flipped), fontsize="medium")
         axis.set_xlabel(REWARD)
         axis.grid(alpha=0.3, linewidth=0.5)
     return figure

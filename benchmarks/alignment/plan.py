@@ -21,7 +21,6 @@ USUAL_LOSS = ("logistic", "first", "hard")
 # at 10 margins as wide as a trained model's all pool into their mean.
 SOFT_STRENGTH = 2.0
 CLEAN_AND_NOISY = (0.0, 0.2)  # shares of flipped preferences that settings are compared at
-LONGER = 4  # epochs
 BALANCED = "kto, balanced"
 NOT_STRATIFIED = "aot_unpaired, not stratified"
 MICRO_BATCHES = (1, 2)  # that are sorted on their own; one pair alone leaves nothing to sort
@@ -36,7 +35,7 @@ class Plan:
     scored: problems of a part that answers are sampled for. seeds: of the grid. search_seeds: of the smaller
     searches. main_seeds: of the table of methods, and its first ones, fresh_seeds, of all that is compared
     elsewhere; none that a choice was made with, which would flatter it. factors: of learning rates, to refine
-    the grid's best; search_factors: to search with. few: shares of positives that settings are compared at.
+    the grid's best; search_factors: to search with.
     places: tasks and shares of flipped preferences that they are compared at. settings: which of them, by
     name; None for all.
     """
@@ -57,7 +56,6 @@ class Plan:
     sizes: tuple[int, ...]
     positives: tuple[float, ...]
     flips: tuple[float, ...]
-    few: tuple[float, ...]
     places: tuple[tuple[str, float], ...]
     settings: tuple[str, ...] | None = None
 
@@ -79,7 +77,6 @@ FULL = Plan(
     sizes=(2, 4, 16, 64, 256),
     positives=(0.5, 0.2, 0.05, 0.01),
     flips=(0.0, 0.1, 0.2, 0.4),
-    few=(0.2, 0.05, 0.01),
     places=tuple((task, flipped) for task in TASKS for flipped in CLEAN_AND_NOISY),
 )
 SMALL = Plan(
@@ -99,7 +96,6 @@ SMALL = Plan(
     sizes=(8, 16),
     positives=(0.05,),
     flips=(0.0, 0.2),
-    few=(0.05,),
     places=(("covering", 0.0),),
     settings=("dpo", "kto", "aot_unpaired, anchor"),
 )

@@ -40,21 +40,20 @@ def name_of(where: Condition) -> str:
 def agreement(plan: Plan, results: Results) -> Section:
     """The search's mean rewards on the test problems, axolotl's, and what they differ by; in percent."""
     search = read_search()
-    lines: dict[str, list[str]] = {}
+    shown: dict[str, dict[tuple[str, float], str]] = {}
     differences, clear = [], 0
     for (task, flipped, name), cells in comparisons.contenders(plan, results).items():
-        line = lines.setdefault(name, [f"`{name}`"])
-        axolotl = 100 * results.values(cells)
-        try:
-            at = Best(cells[0].beta, cells[0].learning_rate)
+        if results.missing(cells):
+            continue
+        at = Best(cells[0].beta, cells[0].learning_rate)
+        with contextlib.suppress(NotMeasured):
             batched = 100 * search.test(name, condition(task, flipped), at)
-        except NotMeasured:
-            line.append(f"/ {axolotl.mean():.1f}")
-        else:
+            axolotl = 100 * results.values(cells)
             difference = batched.mean() - axolotl.mean()
             differences.append(difference)
             clear += abs(difference) > 2 * math.hypot(_error(batched), _error(axolotl))
-            line.append(f"{batched.mean():.1f} / {axolotl.mean():.1f} ({difference:+.1f})")
+            text = f"{batched.mean():.1f} / {axolotl.mean():.1f} ({difference:+.1f})"
+            shown.setdefault(name, {})[task, flipped] = text
     if not differences:
         raise NotMeasured(f"{PATH.name} has none of these points")
     summary = (
@@ -64,7 +63,8 @@ def agreement(plan: Plan, results: Results) -> Section:
         "error.\n"
     )
     head = ["setting", *(words_of(*place) for place in plan.places)]
-    return Section(table(head, list(lines.values())), summary)
+    lines = [[f"`{name}`", *(row.get(place, "") for place in plan.places)] for name, row in shown.items()]
+    return Section(table(head, lines), summary)
 
 
 def _error(values: np.ndarray) -> float:

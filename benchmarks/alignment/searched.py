@@ -22,6 +22,7 @@ EDGE = r"\*"  # the lowest or highest that was tried
 ELSEWHERE = "†"  # none that was tried there: chosen for another place
 
 Point = tuple[str, Data, int, float, float]  # kind, data, epochs, rl_beta, learning rate
+Scores = dict[str, float]
 
 
 class Chosen(NamedTuple):
@@ -42,17 +43,18 @@ class Curve(NamedTuple):
 class Searched:
     """All of it.
 
-    tried: rewards on the validation problems, of the search's seeds. fresh: on the test problems, by seed.
+    tried: rewards on the validation problems, of the search's seeds. fresh: scores on the test problems, by
+    seed.
     """
 
     def __init__(self, results: list[dict]):
         self.tried: Tried = found(results)
-        self.fresh: dict[Point, dict[int, float]] = {}
+        self.fresh: dict[Point, dict[int, Scores]] = {}
         for result in results:
             run = result["run"]
             if run.seed in FRESH and "test" in result:
                 key = (run.kind, run.data, run.epochs, run.beta, run.learning_rate)
-                self.fresh.setdefault(key, {})[run.seed] = result["test"]["reward"]
+                self.fresh.setdefault(key, {})[run.seed] = result["test"]
 
     def chosen(self, kind: str, where: Condition) -> Chosen:
         """Raises:
@@ -64,16 +66,18 @@ class Searched:
         values = self.tried[(kind, *where, best[0].beta, best[0].learning_rate)]
         return Chosen(best[0], float(np.mean(values)), len(values))
 
-    def test(self, kind: str, where: Condition, at: Best) -> np.ndarray:
-        """Rewards on the test problems, of the fresh seeds in order.
+    def test(
+        self, kind: str, where: Condition, at: Best, score: str = "reward", seeds: range = FRESH
+    ) -> np.ndarray:
+        """A score on the test problems, of fresh seeds in order.
 
         Raises:
             NotMeasured: not all of them were run there.
         """
         values = self.fresh.get((kind, *where, at.beta, at.learning_rate), {})
-        if set(values) != set(FRESH):
+        if not set(values) >= set(seeds):
             raise NotMeasured(f"{PATH.name} has not all fresh seeds of {kind} with {where} at {at}")
-        return np.array([values[seed] for seed in FRESH])
+        return np.array([values[seed][score] for seed in seeds])
 
     def curve(self, kind: str, where: Condition) -> Curve:
         """At the `rl_beta` of its best point.
@@ -89,8 +93,7 @@ class Searched:
 
     def marks(self, place: Place, at: Best) -> tuple[str, str]:
         """Of a choice's `rl_beta` and learning rate: `EDGE`, `ELSEWHERE` or nothing."""
-        kind = balanced(place.positives) if place.setting == BALANCED_NAME else place.setting
-        key = (kind, place.task, place.flipped, place.positives, place.epochs)
+        key = (kind_of(place), place.task, place.flipped, place.positives, place.epochs)
         tried = [
             (beta, rate)
             for name, data, epochs, beta, rate in self.tried
@@ -104,6 +107,11 @@ class Searched:
             for value, values in zip(point, zip(*tried, strict=True), strict=True)
         )
         return beta, rate
+
+
+def kind_of(place: Place) -> str:
+    """What the place's setting is called in the search."""
+    return balanced(place.positives) if place.setting == BALANCED_NAME else place.setting
 
 
 @functools.cache

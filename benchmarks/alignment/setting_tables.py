@@ -1,22 +1,28 @@
 """The tables that compare settings, each as it was chosen for the place, as Markdown.
 
-May import `benchmarks.alignment.choices`, `comparisons`, `estimates`, `findings`, `plan`, `results`,
-`searched`, `searches`, `tasks`.
+May import `benchmarks.alignment.batched`, `choices`, `comparisons`, `estimates`, `findings`, `plan`,
+`results`, `searched`, `tasks`.
 """
 
-import functools
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
 
 from benchmarks.alignment import comparisons
+from benchmarks.alignment.batched.kinds import SHARES
+from benchmarks.alignment.batched.search import COUNT, FEW, FEWER, FRESH, LONGER, Condition
 from benchmarks.alignment.cells import BASE, Cell
 from benchmarks.alignment.choices import Best, Place
 from benchmarks.alignment.estimates import estimate
 from benchmarks.alignment.findings import Claim, Section, findings, percent, table
-from benchmarks.alignment.plan import BALANCED, LONGER, Plan
-from benchmarks.alignment.results import Results
-from benchmarks.alignment.searched import read_search
-from benchmarks.alignment.searches import Rows
+from benchmarks.alignment.plan import BALANCED, Plan
+from benchmarks.alignment.preferences import Data
+from benchmarks.alignment.results import NotMeasured, Results
+from benchmarks.alignment.searched import kind_of, read_search
+from benchmarks.alignment.settings import SETTINGS
 from benchmarks.alignment.tasks import TASKS
 
 DOUBTED, ANCHOR = "aot_unpaired, doubted", "aot_unpaired, anchor"
@@ -25,7 +31,6 @@ QUESTIONS: tuple[Question, ...] = (
     *((DOUBTED, theirs, False) for theirs in ("dpo", "kto", "apo_zero", ANCHOR)),
     *((ANCHOR, theirs, False) for theirs in ("kto", "dpo")),
     *((ours, "dpo", True) for ours in ("aot", "aot_unpaired")),
-    ("aot, entropic", "aot", False),
 )
 FEW_QUESTIONS: tuple[Question, ...] = (
     *((ours, BALANCED, False) for ours in (DOUBTED, ANCHOR, "aot_unpaired, entropic", "aot_unpaired")),
@@ -35,49 +40,105 @@ FEW_QUESTIONS: tuple[Question, ...] = (
 SCORES = {"reward": "reward", "worst tenth": "worst", "malformed": "malformed"}
 OF_LENGTH = {"length": "length", "idle words": "idle"}
 
-Settings = Mapping[str, list[Cell]]  # cells by setting
+SEARCHED = "(s)"  # marks a row that the search trained
+
+
+class Measured(NamedTuple):
+    """A setting's scores at a place.
+
+    at: as it was chosen. values: of a score, by seed. by_search: whether the batched search trained it.
+    """
+
+    at: Best
+    values: Callable[[str], np.ndarray]
+    by_search: bool
+
+
+Rows = Mapping[str, Measured]  # by setting
 
 
 def words_of(task: str, flipped: float) -> str:
     return f"{task}, {flipped:.0%} flipped" if flipped else f"{task}, clean"
 
 
-def choice(place: Place, cells: list[Cell]) -> list[str]:
-    """`rl_beta` and learning rate, marked."""
+# --- What was measured ------------------------------------------------------------------------------
+
+
+def of_cells(results: Results, cells: list[Cell]) -> Measured:
+    """Trained by axolotl."""
     at = Best(cells[0].beta, cells[0].learning_rate)
+    return Measured(at, lambda score: results.values(cells, "test", score), by_search=False)
+
+
+def of_search(place: Place, seeds: range, at: Best | None = None) -> Measured:
+    """Trained by the batched search. at: None where the search chose it.
+
+    Raises:
+        NotMeasured: not with all of the seeds.
+    """
+    search, kind = read_search(), kind_of(place)
+    count = COUNT if place.positives is None else 2 * COUNT
+    where = Condition(Data(count, place.positives, place.flipped, place.task), place.epochs)
+    point = at or search.chosen(kind, where).at
+    search.test(kind, where, point, seeds=seeds)
+    return Measured(point, lambda score: search.test(kind, where, point, score, seeds), by_search=True)
+
+
+def compared(plan: Plan, results: Results) -> dict[Place, dict[str, Measured]]:
+    """Settings by place; from the search where axolotl has not trained all of a setting's cells."""
+    found: dict[Place, dict[str, Measured]] = {}
+    for (task, flipped, name), cells in comparisons.contenders(plan, results).items():
+        row = of_cells(results, cells)
+        if results.missing(cells):
+            row = of_search(Place(task, name, flipped), FRESH, row.at)
+        found.setdefault(Place(task, "", flipped), {})[name] = row
+    return found
+
+
+def searched(places: Iterable[Place], names: Iterable[str]) -> dict[Place, dict[str, Measured]]:
+    """Settings by place, those that the search measured there with fresh seeds.
+
+    Raises:
+        NotMeasured: none of them.
+    """
+    found: dict[Place, dict[str, Measured]] = {}
+    for place in places:
+        for name in names:
+            with contextlib.suppress(NotMeasured):
+                row = of_search(replace(place, setting=name), FEWER)
+                found.setdefault(place, {})[name] = row
+    if not found:
+        raise NotMeasured("the search has no fresh seeds there")
+    return found
+
+
+# --- As Markdown ------------------------------------------------------------------------------------
+
+
+def line(name: str, row: Measured, place: Place) -> list[str]:
+    """A setting's scores; its choice is marked where it lies at an edge."""
+    marks = read_search().marks(replace(place, setting=name), row.at)
+    at = [f"{value:g}{mark}" for value, mark in zip((row.at.beta, row.at.learning_rate), marks, strict=True)]
+    return [f"`{name}`{f' {SEARCHED}' if row.by_search else ''}", *at, *_scores(row, place)]
+
+
+def _scores(row: Measured, place: Place) -> list[str]:
     return [
-        f"{value:g}{mark}"
-        for value, mark in zip((at.beta, at.learning_rate), read_search().marks(place, at), strict=True)
+        *(percent(estimate(row.values(score))) for score in SCORES.values()),
+        *(f"{row.values(score).mean():.2f}" for score in _of_length(place).values()),
     ]
 
 
-def scores(results: Results, rows: Settings, place: Place) -> str:
-    """A line each. place: of some setting there."""
-    of_length = OF_LENGTH if TASKS[place.task].lengths_differ else {}
-    lines = []
-    for name, cells in rows.items():
-        of = functools.partial(results.values, cells, "test")
-        lines.append(
-            [
-                *(
-                    (BASE, "", "")
-                    if name == BASE
-                    else (f"`{name}`", *choice(replace(place, setting=name), cells))
-                ),
-                *(percent(estimate(of(score))) for score in SCORES.values()),
-                *(f"{of(score).mean():.2f}" for score in of_length.values()),
-                f"{of('kl').mean():.2f}",
-            ]
-        )
-    return table(["setting", "`rl_beta`", "learning rate", *SCORES, *of_length, "KL, nats"], lines)
+def _of_length(place: Place) -> dict[str, str]:
+    return OF_LENGTH if TASKS[place.task].lengths_differ else {}
 
 
-def claims(results: Results, rows: Settings, questions: Iterable[Question], where: str) -> list[Claim]:
+def claims(rows: Rows, questions: Iterable[Question], where: str) -> list[Claim]:
     """Of the settings that are there."""
     return [
         Claim(
             f"{where}: `{ours}` above `{theirs}`",
-            results.values(rows[ours]) - results.values(rows[theirs]),
+            rows[ours].values("reward") - rows[theirs].values("reward"),
             of_paper,
         )
         for ours, theirs, of_paper in questions
@@ -86,45 +147,39 @@ def claims(results: Results, rows: Settings, questions: Iterable[Question], wher
 
 
 def _section(
-    results: Results,
-    by_place: Mapping[Place, Settings],
+    by_place: Mapping[Place, Rows],
     words: Callable[[Place], str],
     questions: Iterable[Question],
+    base: Callable[[Place], list[list[str]]] = lambda place: [],
 ) -> Section:
-    """A table for each place."""
-    shown = [
-        f"{words(place).capitalize()}:\n\n{scores(results, rows, place)}" for place, rows in by_place.items()
-    ]
-    asked = [
-        claim for place, rows in by_place.items() for claim in claims(results, rows, questions, words(place))
-    ]
+    """A table for each place. base: lines before those of the settings."""
+    shown, asked = [], []
+    for place, rows in by_place.items():
+        head = ["setting", "`rl_beta`", "learning rate", *SCORES, *_of_length(place)]
+        lines = [*base(place), *(line(name, row, place) for name, row in rows.items())]
+        shown.append(f"{words(place).capitalize()}:\n\n{table(head, lines)}")
+        asked += claims(rows, questions, words(place))
     return Section("\n".join(shown), findings(asked))
 
 
-def _by_place(rows: Rows, place_of: Callable[..., Place]) -> dict[Place, dict[str, list[Cell]]]:
-    """place_of: of what stands before the setting's name."""
-    found: dict[Place, dict[str, list[Cell]]] = {}
-    for (*key, name), cells in rows.items():
-        found.setdefault(place_of(*key), {})[name] = cells
-    return found
-
-
 def settings(plan: Plan, results: Results) -> Section:
-    base = comparisons.base(plan, results)
-    places = _by_place(comparisons.contenders(plan, results), lambda task, share: Place(task, "", share))
-    with_base = {place: {BASE: base[place.task,], **rows} for place, rows in places.items()}
-    return _section(results, with_base, lambda place: words_of(place.task, place.flipped), QUESTIONS)
+    bases = comparisons.base(plan, results)
+
+    def base(place: Place) -> list[list[str]]:
+        return [[BASE, "", "", *_scores(of_cells(results, bases[place.task,]), place)]]
+
+    def words(place: Place) -> str:
+        return words_of(place.task, place.flipped)
+
+    return _section(compared(plan, results), words, QUESTIONS, base)
 
 
 def longer(plan: Plan, results: Results) -> Section:
-    places = _by_place(
-        comparisons.contenders_longer(plan, results), lambda task: Place(task, "", epochs=LONGER)
-    )
-    return _section(results, places, lambda place: place.task, QUESTIONS)
+    places = [Place(task, "", epochs=LONGER) for task in TASKS]
+    return _section(searched(places, SETTINGS), lambda place: place.task, QUESTIONS)
 
 
 def few(plan: Plan, results: Results) -> Section:
-    places = _by_place(
-        comparisons.contenders_few(plan, results), lambda share: Place("sorting", "", positives=share)
-    )
-    return _section(results, places, lambda place: f"{place.positives:.0%} positives", FEW_QUESTIONS)
+    places = [Place("sorting", "", positives=share) for share in SHARES]
+    rows = searched(places, [BALANCED, *FEW])
+    return _section(rows, lambda place: f"{place.positives:.0%} positives", FEW_QUESTIONS)

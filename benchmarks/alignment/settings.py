@@ -32,11 +32,8 @@ SETTINGS: dict[str, Setting] = {
         Setting("apo_zero", "dpo", {"dpo_loss_type": ["apo_zero"]}),
         Setting("aot", "aot"),
         Setting("aot_unpaired", "aot_unpaired"),
-        Setting("aot, entropic", "aot", ENTROPIC),
         Setting("aot_unpaired, entropic", "aot_unpaired", ENTROPIC),
-        Setting("aot, anchor", "aot", ANCHOR),
         Setting("aot_unpaired, anchor", "aot_unpaired", ANCHOR),
-        Setting("aot, doubted", "aot", DOUBTED),
         Setting("aot_unpaired, doubted", "aot_unpaired", DOUBTED),
     )
 }

@@ -12,7 +12,6 @@ import numpy as np
 from benchmarks.alignment.batched.kinds import BALANCED, CONTENDERS, SHARES, VARIANTS, balanced
 from benchmarks.alignment.batched.training import Run
 from benchmarks.alignment.choices import Best, Choices, Place
-from benchmarks.alignment.plan import BALANCED as BALANCED_NAME
 from benchmarks.alignment.preferences import Data
 
 COUNT = 2048
@@ -86,15 +85,14 @@ def best(tried: Tried, kind: str, where: Condition) -> Best | None:
 
 
 def choices(results: list[dict]) -> Choices:
-    """Of all that was searched, by the names of `benchmarks.alignment.settings`."""
+    """Of the settings, where they are compared."""
     tried = found(results)
-    chosen: Choices = {}
-    for kind, data, epochs in dict.fromkeys(key[:3] for key in tried):
-        if kind not in VARIANTS:
-            name = BALANCED_NAME if kind in BALANCED else kind
-            place = Place(data.task, name, data.flipped, epochs, data.positives)
-            chosen[place] = points(tried, kind, Condition(data, epochs))[0]
-    return chosen
+    return {
+        Place(where.data.task, kind, where.data.flipped): point
+        for where in conditions()
+        for kind in CONTENDERS
+        if (point := best(tried, kind, where))
+    }
 
 
 # --- The stages, each from the results so far -------------------------------------------------------

@@ -31,7 +31,10 @@ HERE = Path(__file__).parent
 PACKAGES = ("axolotl-aot", "axolotl", "trl", "transformers", "peft", "torch")
 DPI = 120
 NOT_YET = "Not measured yet.\n"
-SMALL_PRINT = "A small run, to see that the command works: its numbers mean nothing.\n\n"
+SMALL_PRINT = (
+    "A small run, to see that the command works: its numbers mean nothing. What comes from the search is "
+    "read from the search.csv of the full one.\n\n"
+)
 CONSOLE = Console(stderr=True)
 
 

@@ -81,7 +81,7 @@ FULL = Plan(
 )
 SMALL = Plan(
     count=128,
-    base_steps=80,
+    base_steps=30,
     scored=128,
     seeds=range(1, 2),  # the same ones for all: fewer cells, and its numbers mean nothing anyway
     search_seeds=range(1, 2),

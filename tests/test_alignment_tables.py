@@ -148,6 +148,15 @@ def test_widths_are_of_ones_own_best_and_of_the_best_of_all(search):
     assert [len(axis.lines) for axis in figure.axes] == [0, 0, 2, 0]
 
 
+def test_four_epochs_stand_with_their_seeds_and_points(search):
+    where = Condition(Data(2048, task="covering"), 4)
+    search.tried[("kto", *where, 0.3, 6e-4)] = [0.9, 0.8]
+    search.tried[("kto", *where, 1.0, 6e-4)] = [0.7, 0.8]
+    lines = search_tables.longer(FULL, None).table.splitlines()
+    assert lines[0] == "| setting | sorting | covering |"
+    assert lines[2:] == ["| `kto` |  | 85.0 (2) at 0.3, 0.0006 |"]
+
+
 def test_variants_stand_with_their_seeds_and_differences(search):
     found = search_tables.variants(FULL, None)
     head, _, *lines = found.table.splitlines()
@@ -219,9 +228,11 @@ def test_a_setting_that_axolotl_has_not_trained_is_shown_from_the_search(search,
     np.testing.assert_allclose(row.values("reward"), search.test(ANCHOR, CLEAN, Best(1.0, 2.4e-3)))
 
 
-def test_few_and_longer_are_those_of_the_search(search):
+def test_few_positives_are_those_of_the_search(search):
     with pytest.raises(NotMeasured, match="no fresh seeds"):
-        setting_tables.longer(FULL, None)
+        setting_tables.few(FULL, None)
+    with pytest.raises(NotMeasured, match="no runs of 4 epochs"):
+        search_tables.longer(FULL, None)
     found = setting_tables.searched([Place("covering", "")], ["kto", "dpo", ANCHOR])
     ((place, rows),) = found.items()
     assert place == Place("covering", "") and list(rows) == ["kto", ANCHOR]

@@ -11,7 +11,7 @@ SECTIONS: dict[str, Callable[[Plan, Results], Section]] = {
     "settings": setting_tables.settings,
     "agreement": search_tables.agreement,
     "rates": search_tables.rates,
-    "longer": setting_tables.longer,
+    "longer": search_tables.longer,
     "few": setting_tables.few,
     "variants": search_tables.variants,
     "methods": tables.methods,

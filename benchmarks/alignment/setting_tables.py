@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.alignment import comparisons
 from benchmarks.alignment.batched.kinds import SHARES
-from benchmarks.alignment.batched.search import COUNT, FEW, FEWER, FRESH, LONGER, Condition
+from benchmarks.alignment.batched.search import COUNT, FEW, FEWER, FRESH, Condition
 from benchmarks.alignment.cells import BASE, Cell
 from benchmarks.alignment.choices import Best, Place
 from benchmarks.alignment.estimates import estimate
@@ -22,7 +22,6 @@ from benchmarks.alignment.plan import BALANCED, Plan
 from benchmarks.alignment.preferences import Data
 from benchmarks.alignment.results import NotMeasured, Results
 from benchmarks.alignment.searched import kind_of, read_search
-from benchmarks.alignment.settings import SETTINGS
 from benchmarks.alignment.tasks import TASKS
 
 DOUBTED, ANCHOR = "aot_unpaired, doubted", "aot_unpaired, anchor"
@@ -172,11 +171,6 @@ def settings(plan: Plan, results: Results) -> Section:
         return words_of(place.task, place.flipped)
 
     return _section(compared(plan, results), words, QUESTIONS, base)
-
-
-def longer(plan: Plan, results: Results) -> Section:
-    places = [Place(task, "", epochs=LONGER) for task in TASKS]
-    return _section(searched(places, SETTINGS), lambda place: place.task, QUESTIONS)
 
 
 def few(plan: Plan, results: Results) -> Section:

@@ -206,10 +206,6 @@ def _measured(results: list[dict], where: Iterable[Condition], kinds: Iterable[s
     ]
 
 
-def longer_measured(results: list[dict]) -> list[Run]:
-    return _measured(results, _longer(), CONTENDERS)
-
-
 def few_measured(results: list[dict]) -> list[Run]:
     return [run for share in SHARES for run in _measured(results, [_few(share)], [*FEW, balanced(share)])]
 
@@ -226,7 +222,6 @@ STAGES: dict[str, Callable[[list[dict]], list[Run]]] = {
         variants,
         variants_confirmed,
         finalists,
-        longer_measured,
         few_measured,
     )
 }

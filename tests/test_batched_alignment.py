@@ -188,7 +188,7 @@ def test_losses_of_pairs_are_trls(folder, tmp_path, name, loss):
     bench = training.Bench.__new__(training.Bench)
     bench.task, bench.base, bench.device = training.TASKS["sorting"], base, "cpu"
     tokenizer = bench.tokenizer = make_tokenizer()
-    bench.pad, bench.end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    bench.pad = tokenizer.pad_token_id
     ids = torch.cat(
         [
             bench.sequences(list(zip(rows["prompt"], rows[side], strict=True)))

@@ -1,6 +1,6 @@
 """How good a model is: true rewards of the answers that it samples, and the curves of the paper's figure 1.
 
-May import `axolotl_aot`, `benchmarks.alignment.preferences`, `tasks`; NumPy, peft, torch and transformers.
+May import `axolotl_aot`, `benchmarks.alignment.preferences`, `summaries`, `tasks`; NumPy, peft, torch and transformers.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ from axolotl_aot.dominance import violation
 from axolotl_aot.quantiles import quantiles
 from axolotl_aot.quickstart import EOS, Problem, token_ids
 from benchmarks.alignment.preferences import held_out_pairs
+from benchmarks.alignment.summaries import summary
 from benchmarks.alignment.tasks import Task
 
-WORST = 0.1  # share of the answers whose mean is told besides that of all
 LEVELS = (np.arange(25) + 0.5) / 25  # of the curves
 
 
@@ -52,13 +52,9 @@ def sampled(
     problems: list[Problem],
     seed: int,
 ) -> dict[str, float]:
-    """Of one answer a problem, sampled at temperature 1.
+    """The `summary` of one answer a problem, sampled at temperature 1.
 
-    reward: the mean of true rewards, 0 where malformed; worst: the mean of the lowest `WORST` of them;
-    sorted: the share whose reward is 1; malformed; idle: the mean of the task's idle words, of the
-    well-formed ones (0 where there is none); length: the mean number of words before the end token,
-    `task.max_words` where there is none; kl: the mean of log policy / reference of the tokens up to the end
-    token and it, in nats.
+    Besides, kl: the mean of log policy / reference of the tokens up to the end token and it, in nats.
     """
     prompts = ids = token_ids(tokenizer, [task.prompt_of(problem) for problem in problems])
     generator = torch.Generator().manual_seed(seed)
@@ -70,23 +66,10 @@ def sampled(
         ids = torch.cat([ids, new], dim=1)
     sampled_ids = ids[:, prompts.shape[1] :]
     texts = tokenizer.batch_decode(sampled_ids)
-    answers = [task.answer_of_text(problem, text) for problem, text in zip(problems, texts, strict=True)]
-    found = [(problem, a) for problem, a in zip(problems, answers, strict=True) if a is not None]
-    rewards = np.zeros(len(problems))
-    rewards[len(problems) - len(found) :] = [task.reward(*pair) for pair in found]
-    rewards.sort()
     ends = sampled_ids == tokenizer.eos_token_id
     before = ends.cumsum(1) - ends.long() == 0  # up to the end token and it
     gap = logprobs(policy, ids, before) - logprobs(reference, ids, before)
-    return {
-        "reward": rewards.mean().item(),
-        "worst": rewards[: round(WORST * len(rewards))].mean().item(),
-        "sorted": (rewards == 1).mean().item(),
-        "malformed": 1 - len(found) / len(problems),
-        "idle": float(np.mean([task.idle_words(*pair) for pair in found])) if found else 0.0,
-        "length": (before & ~ends).sum(1).clamp(max=task.max_words).double().mean().item(),
-        "kl": gap.mean().item(),
-    }
+    return {**summary(task, problems, texts), "kl": gap.mean().item()}
 
 
 @torch.no_grad()

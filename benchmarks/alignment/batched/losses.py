@@ -1,7 +1,8 @@
 """The losses of many runs at once: those of TRL and of `axolotl_aot`, and what was tried besides.
 
 Every loss takes what a step knows of its answers and gives a loss a run. Tests compare those that exist
-elsewhere with `axolotl_aot.dominance` and with TRL. Imports torch only.
+elsewhere with `axolotl_aot.dominance` and with TRL. Imports torch and the constants of
+`axolotl_aot.dominance.placements`.
 """
 
 import math
@@ -13,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from axolotl_aot.dominance.placements import FLOOR, WIDTH
+
 SINKHORN_STEPS = 60  # for an entropy of 1 or more; in proportion more below
-FLOOR = 0.05  # least mass of a doubted answer, as a share of a trusted one's
-DOUBT_WIDTH = 0.1  # in units of 1 / rl_beta
 LONGEST = 16  # tokens of an answer
 
 
@@ -121,7 +122,7 @@ class Ours:
     tau: float = 0.0
     spread: float = 0.0
     doubt: float = 0.0
-    doubt_width: float = DOUBT_WIDTH
+    doubt_width: float = WIDTH
     by_length: bool = False
     matched: bool = False
     centre: float = 0.0

@@ -1,6 +1,6 @@
 """What is searched, in the order of its weight; and what is chosen from it.
 
-Imports `benchmarks.alignment.choices`, `plan` and `preferences`, and `kinds` and `training` beside it.
+Imports `benchmarks.alignment.choices` and `preferences`, and `kinds` and `training` beside it.
 """
 
 from collections import defaultdict
@@ -164,14 +164,25 @@ def variants_confirmed(results: list[dict]) -> list[Run]:
     return _confirmed(results, close, VARIANT_POINTS)
 
 
+def _measured(
+    results: list[dict], where: Iterable[Condition], kinds: Iterable[str], seeds: range
+) -> list[Run]:
+    """Each at its best point, with fresh seeds."""
+    tried = found(results)
+    return [
+        run
+        for condition in where
+        for kind in kinds
+        if (point := best(tried, kind, condition))
+        for run in _runs([kind], [point.beta], [point.learning_rate], seeds, [condition])
+    ]
+
+
 def finalists(results: list[dict]) -> list[Run]:
-    """The variants that come close to the best of all, at each one's best, with fresh seeds."""
-    tried, runs = found(results), []
-    for where in conditions():
-        for kind in _close(results, where):
-            point = points(tried, kind, where)[0]
-            runs += _runs([kind], [point.beta], [point.learning_rate], FRESH, [where])
-    return runs
+    """The variants that come close to the best of all."""
+    return [
+        run for where in conditions() for run in _measured(results, [where], _close(results, where), FRESH)
+    ]
 
 
 def _longer() -> list[Condition]:
@@ -194,20 +205,10 @@ def few(results: list[dict]) -> list[Run]:
     ]
 
 
-def _measured(results: list[dict], where: Iterable[Condition], kinds: Iterable[str]) -> list[Run]:
-    """Each at its best point, with fresh seeds."""
-    tried = found(results)
-    return [
-        run
-        for condition in where
-        for kind in kinds
-        if (point := best(tried, kind, condition))
-        for run in _runs([kind], [point.beta], [point.learning_rate], FEWER, [condition])
-    ]
-
-
 def few_measured(results: list[dict]) -> list[Run]:
-    return [run for share in SHARES for run in _measured(results, [_few(share)], [*FEW, balanced(share)])]
+    return [
+        run for share in SHARES for run in _measured(results, [_few(share)], [*FEW, balanced(share)], FEWER)
+    ]
 
 
 STAGES: dict[str, Callable[[list[dict]], list[Run]]] = {

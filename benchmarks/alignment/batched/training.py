@@ -3,7 +3,7 @@
 As `axolotl train` does it with the YAML of `benchmarks.alignment.cells`: AdamW, gradients cut to a norm of 1,
 a cosine schedule with a tenth of warm-up, the batches of a random order. Which pairs meet in a batch, LoRA's
 first matrices and the sampling noise are other draws than those of axolotl's runs. Imports NumPy, torch,
-`benchmarks.alignment.preferences`, `tasks`, and `losses` and `model` beside it.
+`benchmarks.alignment.preferences`, `summaries`, `tasks`, and `losses` and `model` beside it.
 """
 
 import functools
@@ -21,6 +21,7 @@ from axolotl_aot.quickstart import EOS, PAD, Problem
 from benchmarks.alignment.batched.losses import Loss, Step
 from benchmarks.alignment.batched.model import Adapter, Base, load_base, new_adapter, sample, token_logprobs
 from benchmarks.alignment.preferences import Data
+from benchmarks.alignment.summaries import summary
 from benchmarks.alignment.tasks import TASKS, Task
 
 SIZE = 64  # pairs of a step, or half of its answers
@@ -75,7 +76,7 @@ class Bench:
         self.base: Base = load_base(folder, device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self.tokenizer: PreTrainedTokenizerBase = tokenizer
-        self.pad, self.end = (tokenizer.convert_tokens_to_ids(token) for token in (PAD, EOS))
+        self.pad = tokenizer.convert_tokens_to_ids(PAD)
         self.parts = task.split_problems()
         self._known: dict[tuple[Data, int], Answers] = {}
 
@@ -231,28 +232,10 @@ def sampled(bench: Bench, adapter: Adapter, part: str, seed: int) -> list[np.nda
 
 
 def scores(task: Task, part: str, answers: np.ndarray) -> dict[str, float]:
-    """As `benchmarks.alignment.scores` has them; answers: token ids (problems, tokens)."""
+    """The `summary` of answers as token ids, (problems, tokens)."""
     problems, tokenizer = _known(task.name)
     words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    rewards, idle, lengths = [], [], []
-    for problem, ids in zip(problems[part], answers.tolist(), strict=True):
-        text = [words[i] for i in ids]
-        length = text.index(EOS) if EOS in text else task.max_words
-        lengths.append(length)
-        answer = text[:length] if EOS in text else None
-        if answer is None or not task.is_well_formed(problem, answer):
-            rewards.append(None)
-            continue
-        rewards.append(task.reward(problem, answer))
-        idle.append(task.idle_words(problem, answer))
-    values = np.sort([0.0 if r is None else r for r in rewards])
-    return {
-        "reward": float(values.mean()),
-        "worst": float(values[: round(0.1 * len(values))].mean()),
-        "malformed": float(np.mean([r is None for r in rewards])),
-        "length": float(np.mean(lengths)),
-        "idle": float(np.mean(idle)) if idle else 0.0,
-    }
+    return summary(task, problems[part], [" ".join(words[i] for i in ids) for ids in answers.tolist()])
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """How good a model is: true rewards of the answers that it samples, and the curves of the paper's figure 1.
 
-May import `axolotl_aot`, `benchmarks.alignment.preferences`, `summaries`, `tasks`; NumPy, peft, torch and transformers.
+May import `axolotl_aot`, `benchmarks.alignment.preferences`, `summaries`, `tasks`; NumPy, peft, torch and
+transformers.
 """
 
 from pathlib import Path

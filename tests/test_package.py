@@ -73,6 +73,7 @@ FLOORS = (
     {"plugin", "cli"},
     {"training"},
     {"report"},
+    {"generation"},
     {"dataset_hook"},
     {"config"},
     {"scoring", "data", "checks", "unread_keys"},

@@ -230,20 +230,18 @@ def test_what_was_picked_last_is_compared_on_unseen_seeds(search, results):
     with pytest.raises(NotMeasured):
         setting_tables.confirmed(PLAN, results)
     rows = {name: row for (*_, name), row in confirmed(PLAN, None).items()}
-    assert list(rows) == ["dpo", "kto", DOUBTED]
-    for reward, row in zip((0.8, 0.9, 0.85), rows.values(), strict=True):
+    assert list(rows) == ["kto", DOUBTED]
+    for reward, row in zip((0.9, 0.85), rows.values(), strict=True):
         assert [cell.seed for cell in row] == list(range(25, 35))
         for cell in row:
             others = {"worst": 0.25, "malformed": 0.01, "length": 4.5, "idle": 0.25}
             results.add({"cell": json.loads(cell.name), "test": {"reward": reward, **others}})
     found = setting_tables.confirmed(PLAN, results)
     assert [line.split(" | ")[0] for line in found.table.splitlines()[4:]] == [
-        "| `dpo`",
         "| `kto`",
         f"| `{DOUBTED}`",
     ]
     assert [line.split(" | ")[1:] for line in found.findings.splitlines()[2:]] == [
-        ["+5.0 [+5.0, +5.0]", "10 of 10", "yes |"],
         ["-5.0 [-5.0, -5.0]", "0 of 10", "no: below |"],
     ]
 

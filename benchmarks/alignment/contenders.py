@@ -14,7 +14,7 @@ from benchmarks.alignment.results import Results
 from benchmarks.alignment.searches import Rows, over
 from benchmarks.alignment.settings import SETTINGS, Setting
 
-CONFIRMED = ("dpo", "kto", "aot_unpaired, doubted")  # what was picked last, and what it is compared with
+CONFIRMED = ("kto", "aot_unpaired, doubted")  # what was picked last, and what it is not clearly above
 
 
 def contenders(plan: Plan, results: Results) -> Rows:

@@ -12,7 +12,7 @@ from benchmarks.alignment.batched.records import append, read
 from benchmarks.alignment.batched.search import FRESH, MORE, SEEDS, Condition
 from benchmarks.alignment.batched.training import Run
 from benchmarks.alignment.choices import Best, Place
-from benchmarks.alignment.comparisons import base, contenders
+from benchmarks.alignment.comparisons import base, confirmed, contenders
 from benchmarks.alignment.estimates import estimate
 from benchmarks.alignment.findings import Claim, findings
 from benchmarks.alignment.plan import FULL
@@ -148,13 +148,21 @@ def test_widths_are_of_ones_own_best_and_of_the_best_of_all(search):
     assert [len(axis.lines) for axis in figure.axes] == [0, 0, 2, 0]
 
 
-def test_four_epochs_stand_with_their_seeds_and_points(search):
+def test_four_epochs_stand_with_their_scores_and_differences(search):
     where = Condition(Data(2048, task="covering"), 4)
-    search.tried[("kto", *where, 0.3, 6e-4)] = [0.9, 0.8]
-    search.tried[("kto", *where, 1.0, 6e-4)] = [0.7, 0.8]
-    lines = search_tables.longer(FULL, None).table.splitlines()
-    assert lines[0] == "| setting | sorting | covering |"
-    assert lines[2:] == ["| `kto` |  | 85.0 (2) at 0.3, 0.0006 |"]
+    for kind, rate, reward in (("kto", 6e-4, 0.9), ("dpo", 3e-4, 0.8)):
+        search.tried |= {(kind, *where, 1.0, rate): [reward], (kind, *where, 1.0, 1.5e-4): [0.1]}
+        scores = {"reward": reward, "worst": 0.5, "malformed": 0.01, "length": 4.5, "idle": 0.25}
+        search.fresh[(kind, *where, 1.0, rate)] = dict.fromkeys(range(5, 10), scores)
+    search.tried[(ANCHOR, *where, 1.0, 6e-4)] = [0.95]  # without fresh seeds
+    found = setting_tables.longer(FULL, None)
+    assert found.table.splitlines()[0] == "Covering:"
+    rest = "50.0 [50.0, 50.0] | 1.0 [1.0, 1.0] | 4.50 | 0.25 |"
+    assert found.table.splitlines()[4:] == [
+        rf"| `dpo` (s) | 1\* | 0.0003\* | 80.0 [80.0, 80.0] | {rest}",
+        rf"| `kto` (s) | 1\* | 0.0006\* | 90.0 [90.0, 90.0] | {rest}",
+    ]
+    assert len(found.findings.splitlines()) == 2  # neither of ours is there
 
 
 def test_variants_stand_with_their_seeds_and_differences(search):
@@ -218,6 +226,26 @@ def test_settings_stand_with_their_choice_and_scores(search, results):
     ]
 
 
+def test_what_was_picked_last_is_compared_on_unseen_seeds(search, results):
+    with pytest.raises(NotMeasured):
+        setting_tables.confirmed(PLAN, results)
+    rows = {name: row for (*_, name), row in confirmed(PLAN, None).items()}
+    assert list(rows) == ["kto", DOUBTED]
+    for reward, row in zip((0.9, 0.85), rows.values(), strict=True):
+        assert [cell.seed for cell in row] == list(range(25, 35))
+        for cell in row:
+            others = {"worst": 0.25, "malformed": 0.01, "length": 4.5, "idle": 0.25}
+            results.add({"cell": json.loads(cell.name), "test": {"reward": reward, **others}})
+    found = setting_tables.confirmed(PLAN, results)
+    assert [line.split(" | ")[0] for line in found.table.splitlines()[4:]] == [
+        "| `kto`",
+        f"| `{DOUBTED}`",
+    ]
+    assert [line.split(" | ")[1:] for line in found.findings.splitlines()[2:]] == [
+        ["-5.0 [-5.0, -5.0]", "0 of 10", "no: below |"],
+    ]
+
+
 def test_a_setting_that_axolotl_has_not_trained_is_shown_from_the_search(search, results):
     (cell, *_) = contenders(PLAN, None)["covering", 0.0, ANCHOR]
     results._found = {name: result for name, result in results._found.items() if name != cell.name}
@@ -231,8 +259,8 @@ def test_a_setting_that_axolotl_has_not_trained_is_shown_from_the_search(search,
 def test_few_positives_are_those_of_the_search(search):
     with pytest.raises(NotMeasured, match="no fresh seeds"):
         setting_tables.few(FULL, None)
-    with pytest.raises(NotMeasured, match="no runs of 4 epochs"):
-        search_tables.longer(FULL, None)
+    with pytest.raises(NotMeasured, match="no fresh seeds"):
+        setting_tables.longer(FULL, None)
     found = setting_tables.searched([Place("covering", "")], ["kto", "dpo", ANCHOR])
     ((place, rows),) = found.items()
     assert place == Place("covering", "") and list(rows) == ["kto", ANCHOR]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks.alignment.cells import BASE, Cell
-from benchmarks.alignment.contenders import contenders
+from benchmarks.alignment.contenders import confirmed, contenders
 from benchmarks.alignment.plan import (
     BALANCED,
     METHODS,
@@ -146,6 +146,7 @@ def flips(plan: Plan, results: Results) -> Rows:
 STAGES = (
     base,
     contenders,
+    confirmed,
     grid,
     refined,
     methods,

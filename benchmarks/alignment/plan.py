@@ -34,8 +34,9 @@ class Plan:
 
     scored: problems of a part that answers are sampled for. seeds: of the grid. search_seeds: of the smaller
     searches. main_seeds: of the table of methods, and its first ones, fresh_seeds, of all that is compared
-    elsewhere; none that a choice was made with, which would flatter it. factors: of learning rates, to refine
-    the grid's best; search_factors: to search with.
+    elsewhere; none that a choice was made with, which would flatter it. unseen_seeds: of what was picked when
+    results with main_seeds were known.
+    factors: of learning rates, to refine the grid's best; search_factors: to search with.
     places: tasks and shares of flipped preferences that they are compared at. settings: which of them, by
     name; None for all.
     """
@@ -47,6 +48,7 @@ class Plan:
     search_seeds: range
     fresh_seeds: range
     main_seeds: range
+    unseen_seeds: range
     betas: tuple[float, ...]
     learning_rates: tuple[float, ...]
     factors: tuple[float, ...]
@@ -68,6 +70,7 @@ FULL = Plan(
     search_seeds=range(3),
     fresh_seeds=range(5, 10),
     main_seeds=range(5, 15),
+    unseen_seeds=range(25, 35),
     betas=(0.01, 0.1, 0.3, 1.0, 3.0, 10.0),
     learning_rates=(3e-4, 6e-4, 1.2e-3, 2.4e-3),
     factors=(math.sqrt(0.5), math.sqrt(2)),
@@ -87,6 +90,7 @@ SMALL = Plan(
     search_seeds=range(1, 2),
     fresh_seeds=range(1, 2),
     main_seeds=range(1, 2),
+    unseen_seeds=range(1, 2),
     betas=(1.0,),
     learning_rates=(1e-3,),
     factors=(),

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.alignment import comparisons
 from benchmarks.alignment.batched.kinds import CONTENDERS, VARIANTS
-from benchmarks.alignment.batched.search import COUNT, LONGER, Condition, conditions, points
+from benchmarks.alignment.batched.search import COUNT, Condition, conditions
 from benchmarks.alignment.choices import Best
 from benchmarks.alignment.estimates import estimate
 from benchmarks.alignment.findings import Section, in_points, table
@@ -21,7 +21,6 @@ from benchmarks.alignment.preferences import Data
 from benchmarks.alignment.results import NotMeasured, Results
 from benchmarks.alignment.searched import PATH, Chosen, Curve, Searched, read_search
 from benchmarks.alignment.setting_tables import ANCHOR, DOUBTED, words_of
-from benchmarks.alignment.tasks import TASKS
 
 NEAR = 0.02  # of a best reward
 REFERENCES = ("kto", "apo_zero", "aot_unpaired", "aot_unpaired, entropic", ANCHOR, DOUBTED)
@@ -143,28 +142,6 @@ def _widths(found: dict[str, Curve], name: str) -> str:
     tops = {its: curve.rewards.mean(axis=1).max() for its, curve in found.items()}
     widths = [width(found[name], top - NEAR) for top in (tops[name], max(tops.values()))]
     return " / ".join(str(its or "none") for its in widths)
-
-
-# --- Four epochs ------------------------------------------------------------------------------------
-
-
-def longer(plan: Plan, results: Results) -> Section:
-    """Means on the validation problems at the best point, with it and the number of seeds."""
-    search = read_search()
-    places = [Condition(Data(COUNT, task=task), LONGER) for task in TASKS]
-    lines = []
-    for name in CONTENDERS:
-        line = []
-        for where in places:
-            found = search.chosen(name, where) if points(search.tried, name, where) else None
-            line.append(
-                f"{_percent(found)} at {found.at.beta:g}, {found.at.learning_rate:g}" if found else ""
-            )
-        if any(line):
-            lines.append([f"`{name}`", *line])
-    if not lines:
-        raise NotMeasured(f"{PATH.name} has no runs of {LONGER} epochs")
-    return Section(table(["setting", *TASKS], lines), "")
 
 
 # --- What was tried besides -------------------------------------------------------------------------

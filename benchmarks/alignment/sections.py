@@ -9,9 +9,10 @@ from benchmarks.alignment.results import Results
 
 SECTIONS: dict[str, Callable[[Plan, Results], Section]] = {
     "settings": setting_tables.settings,
+    "confirmed": setting_tables.confirmed,
     "agreement": search_tables.agreement,
     "rates": search_tables.rates,
-    "longer": search_tables.longer,
+    "longer": setting_tables.longer,
     "few": setting_tables.few,
     "variants": search_tables.variants,
     "methods": tables.methods,

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.alignment import comparisons
-from benchmarks.alignment.batched.kinds import SHARES
-from benchmarks.alignment.batched.search import COUNT, FEW, FEWER, FRESH, Condition
+from benchmarks.alignment.batched.kinds import CONTENDERS, SHARES
+from benchmarks.alignment.batched.search import COUNT, FEW, FEWER, FRESH, LONGER, Condition
 from benchmarks.alignment.cells import BASE, Cell
 from benchmarks.alignment.choices import Best, Place
 from benchmarks.alignment.estimates import estimate
@@ -35,6 +35,11 @@ FEW_QUESTIONS: tuple[Question, ...] = (
     *((ours, BALANCED, False) for ours in (DOUBTED, ANCHOR, "aot_unpaired, entropic", "aot_unpaired")),
     (DOUBTED, ANCHOR, False),
     (BALANCED, "kto", False),
+)
+LONGER_QUESTIONS: tuple[Question, ...] = (
+    *((DOUBTED, theirs, False) for theirs in ("dpo", "ipo", "kto", "apo_zero", ANCHOR)),
+    *((ANCHOR, theirs, False) for theirs in ("dpo", "ipo", "kto")),
+    *((ours, "dpo", True) for ours in ("aot", "aot_unpaired")),
 )
 SCORES = {"reward": "reward", "worst tenth": "worst", "malformed": "malformed"}
 OF_LENGTH = {"length": "length", "idle words": "idle"}
@@ -132,6 +137,10 @@ def _of_length(place: Place) -> dict[str, str]:
     return OF_LENGTH if TASKS[place.task].lengths_differ else {}
 
 
+def _words(place: Place) -> str:
+    return words_of(place.task, place.flipped)
+
+
 def claims(rows: Rows, questions: Iterable[Question], where: str) -> list[Claim]:
     """Of the settings that are there."""
     return [
@@ -167,10 +176,20 @@ def settings(plan: Plan, results: Results) -> Section:
     def base(place: Place) -> list[list[str]]:
         return [[BASE, "", "", *_scores(of_cells(results, bases[place.task,]), place)]]
 
-    def words(place: Place) -> str:
-        return words_of(place.task, place.flipped)
+    return _section(compared(plan, results), _words, QUESTIONS, base)
 
-    return _section(compared(plan, results), words, QUESTIONS, base)
+
+def confirmed(plan: Plan, results: Results) -> Section:
+    """What was picked last, on seeds that nothing had seen."""
+    rows: dict[Place, dict[str, Measured]] = {}
+    for (task, flipped, name), cells in comparisons.confirmed(plan, results).items():
+        rows.setdefault(Place(task, "", flipped), {})[name] = of_cells(results, cells)
+    return _section(rows, _words, QUESTIONS)
+
+
+def longer(plan: Plan, results: Results) -> Section:
+    rows = searched([Place(task, "", epochs=LONGER) for task in TASKS], CONTENDERS)
+    return _section(rows, lambda place: place.task, LONGER_QUESTIONS)
 
 
 def few(plan: Plan, results: Results) -> Section:

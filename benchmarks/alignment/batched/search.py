@@ -197,6 +197,10 @@ def longer(results: list[dict]) -> list[Run]:
     return _runs(CONTENDERS, LONGER_BETAS, LONGER_RATES, SEEDS, _longer())
 
 
+def longer_measured(results: list[dict]) -> list[Run]:
+    return _measured(results, _longer(), CONTENDERS, FEWER)
+
+
 def few(results: list[dict]) -> list[Run]:
     return [
         run
@@ -224,6 +228,7 @@ STAGES: dict[str, Callable[[list[dict]], list[Run]]] = {
         variants_confirmed,
         finalists,
         few_measured,
+        longer_measured,
     )
 }
 

@@ -5,7 +5,7 @@ The rows may be those that the entry reads in training, whose prompts are taken;
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
@@ -140,7 +140,9 @@ def _prompt_entry(
     if alone.field_messages is not None:
         return alone, dataset
     if texts := next((name for name in USUAL_COLUMNS["field_text_prompt"] if name in columns), None):
-        return prepared(TextRows(path=own.path, field_text_prompt=texts, on_bad_rows=own.on_bad_rows), dataset)
+        return prepared(
+            TextRows(path=own.path, field_text_prompt=texts, on_bad_rows=own.on_bad_rows), dataset
+        )
     names = ", ".join(USUAL_COLUMNS["field_messages"])
     also = "" if entry is not None else f" (as rows with answers: {reason})"
     raise AOTDataError(f"no column holds prompts ({names}). Columns: {', '.join(columns)}.{also}")
@@ -164,8 +166,10 @@ def _own_type(own: AxolotlType) -> AxolotlType:
 
 
 def _with_stand_ins(own: AxolotlType, dataset: "Dataset", prepared: Any) -> "Dataset":
-    """The rows with something in the columns of answers that they lack, such that the type reads the first."""
-    missing = [column for column in own.read_columns(dataset.column_names) if column not in dataset.column_names]
+    """The rows with something in the columns of answers that they lack, which the type can read."""
+    missing = [
+        column for column in own.read_columns(dataset.column_names) if column not in dataset.column_names
+    ]
     if not missing:
         return dataset
     tried = [_with_columns(dataset, dict.fromkeys(missing, value)) for value in STAND_INS]

@@ -1,5 +1,6 @@
 """Trained adapters and whole models, as their folders show them."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from peft import PeftConfig
 from axolotl_aot.scoring.models import ADAPTER_WEIGHTS
 
 LOG = get_logger(__name__)
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 
 WEIGHT_FILES = {
     "adapter": (ADAPTER_WEIGHTS, "adapter_model.bin"),
@@ -44,3 +47,15 @@ def warn_of_another_base(name: str, folder: Path, base: str, use: str) -> None:
 def matmul_dtype(cfg: DictDefault) -> torch.dtype | None:
     """What a config multiplies matrices in; None for the type of the weights."""
     return torch.bfloat16 if cfg.bf16 else torch.float16 if cfg.fp16 else None
+
+
+def stamp(folder: Path) -> str:
+    """A digest by which the files of a model or an adapter are known again; empty for one of the hub.
+
+    Of names, sizes and times: reading the weights of a large model would take minutes.
+    """
+    if not folder.is_dir():
+        return ""
+    files = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest()

@@ -53,7 +53,7 @@ class ModelReward:
             if longest and len(each) > longest:
                 raise AOTDataError(
                     f"{self.name}: prompt {prompt.row} with the answer {answer!r:.60} has {len(each)} "
-                    f"tokens, and the model takes {longest}; set a smaller --max-new-tokens, or leave the prompt out"
+                    f"tokens, and the model takes {longest}; set a smaller --max-new-tokens, or leave it out"
                 )
         scores = []
         for begin in range(0, len(ids), self._batch_size):
@@ -85,6 +85,6 @@ def _loaded(path: str, name: str) -> tuple[Any, dict[str, Any], Any]:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path, dtype="auto", output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise AOTConfigError(f"{name}: cannot be loaded: {error}") from error
     return model, info, tokenizer

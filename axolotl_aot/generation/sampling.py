@@ -67,6 +67,8 @@ def sample(path: Path, prompts: str, out: Path, settings: Settings) -> Result:
         raise AOTConfigError(f"--out {out} is there already; name another file, or set --overwrite")
     raw = read_yaml(path)
     translated = without_training(raw, "answers are sampled from runs of")
+    if not raw.get("datasets"):
+        raise AOTConfigError(f"{path}: `datasets` is missing: its first entry says how prompts are read")
     trained = _trained(raw, settings)
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_without_training(translated, Path(folder))
@@ -117,11 +119,9 @@ class _Sampler:
 
     def read(self, path: str) -> None:
         """Read the prompts, and cut the job."""
-        entries = self._raw.get("datasets")
-        if not entries:
-            raise AOTConfigError("`datasets` is missing: its first entry says how prompts are read")
         cfg, tokenizer = self._cfg, self._tokenizer
-        found = read_prompts(path, without_file(entries[0]), config.active_rl(cfg), cfg, tokenizer)
+        entry = without_file(self._raw["datasets"][0])
+        found = read_prompts(path, entry, config.active_rl(cfg), cfg, tokenizer)
         self._prompts: Prompts = found
         if found.again:
             LOG.info(f"--prompts {path}: {found.again:,} rows repeat a prompt, which counts once")
@@ -169,8 +169,8 @@ class _Sampler:
         except BaseException:
             done = sum(len(batch) for batch in kept.batches.values())
             LOG.warning(
-                f"{done:,} of {len(self._job):,} answers are kept in {kept.path}; run the same command again, "
-                "and it goes on there"
+                f"{done:,} of {len(self._job):,} answers are kept in {kept.path}; the same command, "
+                "run again, goes on there"
             )
             raise
         summary = Summary(self._settings.n)

@@ -26,7 +26,9 @@ def speaker(tmp_path_factory) -> Path:
         texts = [_conversation(tokenizer, generator, chat=number % 2 == 0) for number in range(16)]
         batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss.backward()
+        model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
+        ).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     model.save_pretrained(folder)
@@ -68,7 +70,15 @@ def call(tmp_path, axolotl_imported, monkeypatch):
     def call(config: dict, prompts: Path, *arguments: object, out: str = "answers.jsonl", base: bool = True):
         path = tmp_path / "run.yml"
         path.write_text(yaml.safe_dump(without_report(config)))
-        words = [path, "--prompts", prompts, "--out", tmp_path / out, *(["--base"] if base else []), *arguments]
+        words = [
+            path,
+            "--prompts",
+            prompts,
+            "--out",
+            tmp_path / out,
+            *(["--base"] if base else []),
+            *arguments,
+        ]
         result = CliRunner().invoke(sample, [str(word) for word in words])
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception

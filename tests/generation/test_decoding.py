@@ -97,7 +97,9 @@ def test_a_seed_gives_the_same_draws_and_disturbs_no_others(model, prompts):
 
 def test_the_models_own_generation_config_is_not_followed(model, prompts):
     plain = generate(model, prompts, Decoding(8, 1.0), ends=[2], pad=0, seed=3)
-    own = GenerationConfig(temperature=0.01, top_k=1, repetition_penalty=9.0, do_sample=True, min_new_tokens=8)
+    own = GenerationConfig(
+        temperature=0.01, top_k=1, repetition_penalty=9.0, do_sample=True, min_new_tokens=8
+    )
     was, model.generation_config = model.generation_config, own
     model.train()
     try:

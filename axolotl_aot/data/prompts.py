@@ -4,7 +4,7 @@ The rows may be those that the entry reads in training, whose prompts are taken;
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from axolotl.utils.dict import DictDefault
@@ -107,10 +107,12 @@ def read_prompts(
         raise AOTDataError(f"{where}: {described(error)}") from error
     renderer = Renderer(tokenizer, template, cfg.chat_template_kwargs or {})
     reader = _Reader(entry, renderer, where, rows)
-    examples = list(reader.examples(dataset))
-    if not examples:
+    prompts = list(reader.prompts(reader.examples(dataset)))
+    if not prompts:
         raise AOTDataError(f"{where}: no row is left to use")
-    return Prompts(list(reader.prompts(examples)), renderer, len(reader.bad), reader.again)
+    if reader.bad:
+        LOG.warning(f"{where}: {len(reader.bad):,} bad rows left out; the first is {reader.bad[0]}")
+    return Prompts(prompts, renderer, len(reader.bad), reader.again)
 
 
 # --- Which entry reads the rows ------------------------------------------------------------------
@@ -223,8 +225,6 @@ class _Reader:
                     continue
                 seen.add(key)
                 yield item.row or number, self._asking(item, row)
-        if self.bad:
-            LOG.warning(f"{self._where}: {len(self.bad):,} bad rows left out; the first is {self.bad[0]}")
 
     def _asking(self, example: Example, row: Mapping[str, Any]) -> Example:
         """The example with one made-up answer; of text, within what the type writes around the row's own."""
@@ -233,7 +233,7 @@ class _Reader:
         typed = isinstance(self._entry, AxolotlType)
         return example._replace(completions=(self._entry.framed(row, PROBE) if typed else PROBE,))
 
-    def prompts(self, examples: list[tuple[int, Example]]) -> Iterator[Prompt]:
+    def prompts(self, examples: Iterable[tuple[int, Example]]) -> Iterator[Prompt]:
         """The examples' prompts, rendered."""
         for number, example in examples:
             try:

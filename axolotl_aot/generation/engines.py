@@ -1,28 +1,19 @@
 """What generates answers: the table of `--engine`, and the engine that works on any device."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from axolotl.train import setup_model_and_tokenizer
 from axolotl.utils.dict import DictDefault
 
 from axolotl_aot.generation.answers import Sampled
-from axolotl_aot.generation.decoding import Decoding, end_tokens, generate
+from axolotl_aot.generation.decoding import end_tokens, generate
+from axolotl_aot.generation.job import Batch
 from axolotl_aot.generation.vllm_engine import VLLMEngine
 from axolotl_aot.scoring.models import load_adapter, load_whole_model
 from axolotl_aot.trained.weights import kind_of, matmul_dtype, warn_of_another_base
-
-
-class Batch(NamedTuple):
-    """Sequences that are generated at once. ends: tokens that end an answer besides the model's own."""
-
-    prompts: Sequence[Sequence[int]]
-    decoding: Decoding
-    ends: frozenset[int]
-    seed: int
 
 
 class Engine(Protocol):

@@ -8,11 +8,19 @@ from typing import Any, NamedTuple
 from axolotl_aot.data.prompts import Prompt
 from axolotl_aot.errors import AOTDataError
 from axolotl_aot.generation.decoding import Decoding, batches_by_length
-from axolotl_aot.generation.engines import Batch
 from axolotl_aot.generation.settings import Settings
 
 LEAST_ROOM = 16  # tokens that a prompt must leave for its answer, where the user has asked for no fewer
 NAMED = 5  # prompts in a message
+
+
+class Batch(NamedTuple):
+    """Sequences that are generated at once. ends: tokens that end an answer besides the model's own."""
+
+    prompts: Sequence[Sequence[int]]
+    decoding: Decoding
+    ends: frozenset[int]
+    seed: int
 
 
 class Job:

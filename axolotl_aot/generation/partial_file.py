@@ -111,7 +111,7 @@ class PartialFile:
             raise AOTDataError(f"{self.path}, line {number} is damaged ({error}); {AGAIN}") from None
 
     def _require_same(self, header: dict[str, Any], job: dict[str, Any]) -> None:
-        if header.get("aot-sample") != FORMAT:
+        if not isinstance(header, dict) or header.get("aot-sample") != FORMAT:
             raise AOTConfigError(f"{self.path} is no unfinished file of this version's aot-sample; {AGAIN}")
         begun = header["job"]
         differ = [

@@ -5,17 +5,15 @@ Imports vLLM, axolotl's extra of that name, only where it is used.
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from axolotl.utils.dict import DictDefault
 from peft import PeftConfig
 
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.generation.answers import Sampled
+from axolotl_aot.generation.job import Batch
 from axolotl_aot.trained.weights import kind_of
-
-if TYPE_CHECKING:
-    from axolotl_aot.generation.engines import Batch
 
 SEQUENCES_AT_ONCE = 512  # vLLM schedules them itself; this is what is lost when the process is killed
 
@@ -56,7 +54,7 @@ class VLLMEngine:
                 '--engine vllm: vLLM is not installed; pip install "axolotl[vllm]", or leave --engine out'
             )
 
-    def answers(self, batch: "Batch") -> list[Sampled]:
+    def answers(self, batch: Batch) -> list[Sampled]:
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 

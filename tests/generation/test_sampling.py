@@ -488,3 +488,23 @@ def test_4_bit_weights(call, chat, prompts, adapter, qlora):
     result, out = call({**chat, **qlora}, prompts, "--adapter", adapter, "--n", 2, base=False)
     assert result.exit_code == 0, result.output
     assert len(rows_of(out)) == COUNT and rows_of(out)[0]["sampled_from"]["adapter"] == str(adapter)
+
+
+def test_ctrl_c_says_how_to_go_on(call, chat, prompts, tmp_path, caplog):
+    (tmp_path / "reward.py").write_text("def score(prompt, answers): raise KeyboardInterrupt")
+    result, out = call(chat, prompts, "--reward", "reward.py:score", "--batch-size", 8)
+    assert result.exit_code == 1 and not out.exists()
+    told = [record.getMessage() for record in caplog.records if "goes on there" in record.getMessage()]
+    assert told == [f"8 of 28 answers are kept in {out}.partial; the same command, run again, goes on there"]
+
+
+def test_an_unfinished_file_has_one_writer(tmp_path):
+    from axolotl_aot.errors import AOTConfigError
+    from axolotl_aot.generation.partial_file import PartialFile
+
+    with (
+        PartialFile(tmp_path / "a.partial", {"n": 1}),
+        pytest.raises(AOTConfigError, match="another process is writing it"),
+    ):
+        PartialFile(tmp_path / "a.partial", {"n": 1})
+    PartialFile(tmp_path / "a.partial", {"n": 1})

@@ -6,6 +6,7 @@ functions.
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -97,6 +98,91 @@ def report(
     except (AOTConfigError, AOTDataError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"Dominance report: {page}")
+
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command("aot-sample")
+@click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--prompts",
+    required=True,
+    help="A file, a folder or a data set of the hub, with rows of prompts, or rows as CONFIG's first entry "
+    "of `datasets` reads them.",
+)
+@click.option("--out", required=True, type=FILE, help="The file to write, as JSON Lines.")
+@click.option(
+    "--adapter",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="What CONFIG has trained, an adapter or a whole model; by default as aot-report finds it.",
+)
+@click.option("--base", is_flag=True, help="Sample from the untrained base_model.")
+@click.option("--n", type=click.IntRange(min=1), default=4, show_default=True, help="Answers a prompt.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="1 is the distribution that is trained; 0 takes the likeliest token each time.",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Draw from the fewest tokens whose probabilities sum to this.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    help="The most tokens of an answer; by default what sequence_len leaves.",
+)
+@click.option("--seed", type=int, default=42, show_default=True)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Sequences at once; by default CONFIG's eval_batch_size or micro_batch_size.",
+)
+@click.option(
+    "--reward",
+    metavar="MODULE:FUNCTION",
+    help="Scores the answers: package.module:function or path/to/file.py:function, called with a prompt's "
+    "messages (or its text) and a list of answers; returns a list of numbers.",
+)
+@click.option(
+    "--reward-model",
+    metavar="PATH",
+    help="Scores the answers: a sequence-classification model with one label.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["transformers", "vllm"]),
+    default="transformers",
+    show_default=True,
+    help="What generates; vllm needs axolotl's extra of that name, and a GPU.",
+)
+@click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.")
+def sample(config: Path, prompts: str, out: Path, **options: Any) -> None:
+    """Sample answers from what CONFIG has trained, score them, and write them for `type: ranked`.
+
+    CONFIG is the YAML of a run of type aot, aot_unpaired, dpo, ipo, simpo or kto. A command that was stopped
+    goes on where it was, and gives the same file as one that was not.
+    """
+    from axolotl_aot.errors import AOTConfigError, AOTDataError
+    from axolotl_aot.generation.sampling import sample as run
+    from axolotl_aot.generation.settings import Settings
+
+    try:
+        result = run(config, prompts, out, Settings(**options))
+    except (AOTConfigError, AOTDataError) as error:
+        raise click.ClickException(str(error)) from None
+    for line in result.said:
+        click.echo(line)
+    click.echo(f"Answers: {out}")
+    if options["reward"] or options["reward_model"]:
+        entry = ", ".join(f"{key}: {value}" for key, value in result.entry.items())
+        click.echo(f"To train on them: `datasets: [{{{entry}}}]`")
 
 
 def _named_folders(values: tuple[str, ...]) -> dict[str, Path]:

@@ -63,7 +63,7 @@ def test_commands_are_registered_with_axolotl():
     from axolotl.cli.main import cli
 
     names = {e.name for e in entry_points(group="axolotl.cli_commands") if e.value.startswith("axolotl_aot.")}
-    assert names == {"aot-quickstart", "aot-report"}
+    assert names == {"aot-quickstart", "aot-report", "aot-sample"}
     assert names <= set(cli.list_commands(None))
 
 
@@ -74,7 +74,7 @@ FLOORS = (
     {"training"},
     {"report"},
     {"generation"},
-    {"dataset_hook"},
+    {"dataset_hook", "trained"},
     {"config"},
     {"scoring", "data", "checks", "unread_keys"},
     {"dominance", "quantiles", "errors", "samples", "quickstart"},

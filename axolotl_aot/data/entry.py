@@ -41,6 +41,7 @@ USUAL_COLUMNS = {
         "question",
         "input",
     ),
+    "field_text_prompt": ("text_prompt",),
     "field_system": ("system",),
     "field_tools": ("tools",),
     "field_completion": ("completion", "response", "answer", "output"),

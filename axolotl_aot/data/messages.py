@@ -33,6 +33,8 @@ class TemplateEntry(Entry):
     """A type whose rows are rendered by a chat template."""
 
     optional: ClassVar = {"field_messages", "field_system", "field_tools"}
+    # whether the rows may also be text already, which only their columns show
+    may_be_text: ClassVar[bool] = False
 
     chat_template: str | None = None
     chat_template_jinja: str | None = None
@@ -54,6 +56,10 @@ class TemplateEntry(Entry):
         else:
             warn_of_json_text(dataset, columns, self._role_names(), source.where)
         return entry, dataset
+
+    def needs_template(self) -> bool:
+        """Whether rows are messages; asked of an entry that knows its columns."""
+        return True
 
     # --- Prompts -----------------------------------------------------------------------------
 

@@ -15,15 +15,15 @@ from axolotl.utils.data.utils import deduplicate_and_log_datasets, md5, retry_on
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
-from datasets.exceptions import DatasetsError
 from transformers import PreTrainedTokenizerBase
 
 from axolotl_aot.data.entry import Entry, Source
 from axolotl_aot.data.files.fingerprint import tokenizer_fingerprint
 from axolotl_aot.data.files.prepared import PreparedData, folder_name
-from axolotl_aot.data.files.sources import load_rows
+from axolotl_aot.data.files.sources import READ_ERRORS, described, load_rows
 from axolotl_aot.data.labels import log_label_share, require_both_labels
 from axolotl_aot.data.mapping import PROMPT, STATUS, RowMapper, features
+from axolotl_aot.data.messages import TemplateEntry
 from axolotl_aot.data.rendering.renderer import Renderer
 from axolotl_aot.data.rendering.templates import Template, template_of
 from axolotl_aot.data.row_counts import RowCounts, table
@@ -95,7 +95,9 @@ class Pipeline:
         entries = self._parsed[key]
         settings = {
             "rl": self.rl,
-            "templates": [self._template(_where(key, i, entry), entry) for i, entry in enumerate(entries)],
+            "templates": [
+                self._template_if_any(_where(key, i, entry), entry) for i, entry in enumerate(entries)
+            ],
             "excess_length_strategy": self._too_long,
             "weights": self._weights,
         }
@@ -176,7 +178,6 @@ class Pipeline:
         entries = self._parsed[key]
         entry = entries[position]
         where = _where(key, position, entry)
-        template = self._template(where, entry)
         try:
             rows = load_rows(entry, self.cfg.hf_use_auth_token)
             counts = RowCounts(where, rows=len(rows.dataset))
@@ -192,8 +193,9 @@ class Pipeline:
                     where=where,
                 )
             )
-        except (ValueError, FileNotFoundError, DatasetsError, StopIteration) as error:
-            raise AOTDataError(f"{where}: {_without_rows(error) or error}") from error
+        except READ_ERRORS as error:
+            raise AOTDataError(f"{where}: {described(error)}") from error
+        template = self._template(where, resolved)
         mapper = RowMapper(
             rl=self.rl,
             entry=resolved,
@@ -245,6 +247,15 @@ class Pipeline:
     def _too_long(self) -> str:
         return (self.cfg.excess_length_strategy or "drop").lower()
 
+    def _template_if_any(self, where: str, entry: Entry) -> Template | None:
+        """The chat template of an entry whose columns are not known yet, so that its rows may be text."""
+        try:
+            return self._template(where, entry)
+        except AOTDataError:
+            if isinstance(entry, TemplateEntry) and entry.may_be_text:
+                return None
+            raise
+
     def _template(self, where: str, entry: Entry) -> Template | None:
         """The chat template of an entry; None where its rows are text already."""
         try:
@@ -256,12 +267,6 @@ class Pipeline:
 def _for_the_trainer(dataset: Dataset | None) -> Dataset | None:
     """The columns that trainers read."""
     return None if dataset is None else dataset.remove_columns(PROMPT)
-
-
-def _without_rows(error: Exception) -> str | None:
-    """What to say where a source is empty; `datasets` then finds no first row, or no split."""
-    empty = isinstance(error, StopIteration) or "corresponds to no data" in str(error)
-    return "there are no rows" if empty else None
 
 
 def _where(key: str, position: int, entry: Entry) -> str:

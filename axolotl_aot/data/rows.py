@@ -65,3 +65,12 @@ def not_text(value: Any, field: str) -> BadRow:
         return BadRow(f"field `{field}`: one of its values is null")
     remedy = "" if isinstance(value, (list, Mapping)) else "; if it is meant, write it as text, in quotes"
     return BadRow(f"field `{field}`: expected text, found {value!r:.80}{remedy}")
+
+
+def formatted_text(value: Any, field: str) -> str:
+    """A text that is used as it stands; `BadRow` where it is blank or no text."""
+    if not isinstance(value, str):
+        raise not_text(value, field)
+    if is_blank(value):
+        raise BadRow(f"field `{field}` is empty")
+    return value

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from peft import PeftConfig, PeftModel
@@ -11,22 +10,14 @@ from transformers import PreTrainedModel
 
 from axolotl_aot import config
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.scoring.models import ADAPTER_WEIGHTS, load_adapter, load_whole_model
+from axolotl_aot.scoring.models import load_adapter, load_whole_model
 from axolotl_aot.scoring.reference_cache import TokenizedAnswer
 from axolotl_aot.scoring.scorer import score_sequences
+from axolotl_aot.trained.weights import kind_of, matmul_dtype, nothing_in, warn_of_another_base
 
 LOG = get_logger(__name__)
 
 REFERENCE = "reference"  # the base model's name among the models
-WEIGHT_FILES = {
-    "adapter": (ADAPTER_WEIGHTS, "adapter_model.bin"),
-    "model": (
-        "model.safetensors",
-        "model.safetensors.index.json",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-    ),
-}
 
 
 def trained_models(name: str, own: Path, others: Mapping[str, Path], named: bool) -> dict[str, Path]:
@@ -40,27 +31,17 @@ def trained_models(name: str, own: Path, others: Mapping[str, Path], named: bool
             f"--compare {REFERENCE}=...: that is what the base model is called; choose another"
         )
     for other, folder in others.items():
-        if _kind(folder) is None:
-            raise AOTConfigError(f"--compare {other}={folder}: {_nothing_in(folder)}")
-    if _kind(own) is not None:
+        if kind_of(folder) is None:
+            raise AOTConfigError(f"--compare {other}={folder}: {nothing_in(folder)}")
+    if kind_of(own) is not None:
         return {name: own, **others}
     if named or not others:
         key = "--adapter" if named else "output_dir"
         raise AOTConfigError(
-            f"{key} {own}: {_nothing_in(own)}; train first, or name what is trained with --adapter"
+            f"{key} {own}: {nothing_in(own)}; train first, or name what is trained with --adapter"
         )
     LOG.warning(f"{own} holds nothing trained; only what --compare names is in the report")
     return dict(others)
-
-
-def _kind(folder: Path) -> str | None:
-    return next(
-        (kind for kind, files in WEIGHT_FILES.items() if any((folder / f).is_file() for f in files)), None
-    )
-
-
-def _nothing_in(folder: Path) -> str:
-    return f"no trained adapter or model there ({' or '.join(files[0] for files in WEIGHT_FILES.values())})"
 
 
 def score_models(
@@ -72,11 +53,11 @@ def score_models(
     """Log-probabilities under the base model and under each trained one; one pass each."""
     common = {
         "sequences_at_once": cfg.eval_batch_size or cfg.micro_batch_size,
-        "matmul_dtype": torch.bfloat16 if cfg.bf16 else torch.float16 if cfg.fp16 else None,
+        "matmul_dtype": matmul_dtype(cfg),
         "padding_free": config.settings(cfg).aot_padding_free,
     }
     scores = {REFERENCE: score_sequences(model, sequences, description=f"Scoring {REFERENCE}", **common)}
-    adapters = {name: folder for name, folder in folders.items() if _kind(folder) == "adapter"}
+    adapters = {name: folder for name, folder in folders.items() if kind_of(folder) == "adapter"}
     _require_no_biases(adapters, len(folders))
     for name, folder in folders.items():  # first, as an adapter changes the layers of the base model
         if name not in adapters:
@@ -84,7 +65,7 @@ def score_models(
             scores[name] = score_sequences(whole, sequences, description=f"Scoring {name}", **common)
     policy: PreTrainedModel | PeftModel = model
     for number, (name, folder) in enumerate(adapters.items()):
-        _warn_of_another_base(name, folder, cfg.base_model)
+        warn_of_another_base(name, folder, cfg.base_model, "scored")
         policy = load_adapter(policy, str(folder), f"number_{number}")  # PEFT refuses some names
         if number:
             policy.delete_adapter(f"number_{number - 1}")
@@ -100,9 +81,3 @@ def _require_no_biases(adapters: dict[str, Path], models: int) -> None:
                 f"{name} ({folder}) was trained with bias: {bias}, which changes the base model that the "
                 "others are scored on; make a report of it alone"
             )
-
-
-def _warn_of_another_base(name: str, folder: Path, base: str) -> None:
-    trained_on = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if trained_on and Path(trained_on).resolve() != Path(base).resolve():
-        LOG.warning(f"{name} ({folder}) was trained on {trained_on}, and is scored on {base}")

@@ -9,11 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
-from axolotl.cli.config import load_cfg
 from axolotl.train import setup_model_and_tokenizer
-from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 
@@ -28,34 +24,19 @@ from axolotl_aot.report.statistics import report
 from axolotl_aot.samples import SAMPLE_TYPES, SampleType
 from axolotl_aot.scoring.batches import WEIGHT
 from axolotl_aot.scoring.reference_cache import digest, sequences_of
-from axolotl_aot.unread_keys import without_unread_keys
+from axolotl_aot.trained.run_config import (
+    OTHER_TYPES,
+    load_without_training,
+    output_dir,
+    read_yaml,
+    trained_by,
+    without_file,
+    without_training,
+)
 
 LOG = get_logger(__name__)
 
 FOLDER = "aot-report"  # in output_dir, unless another is named
-PLUGIN = "axolotl_aot.AOTPlugin"
-# Other types of axolotl's, and which of AOT's has the same rows.
-OTHER_TYPES = {"dpo": "aot", "ipo": "aot", "simpo": "aot", "kto": "aot_unpaired"}
-# Keys of training that stand in the way of scoring in one process.
-TRAINING_KEYS = (
-    "accelerator_config",
-    "auto_resume_from_checkpoints",
-    "deepspeed",
-    "early_stopping_patience",
-    "fsdp",
-    "fsdp_config",
-    "fsdp_version",
-    "load_best_model_at_end",
-    "lora_model_dir",
-    "metric_for_best_model",
-    "precompute_ref_log_probs",
-    "resume_from_checkpoint",
-    "trainer_cls",
-    "trl",
-    "use_wandb",
-)
-# What an entry of `datasets` says of its own file only.
-OF_ONE_FILE = ("data_files", "name", "shards", "shards_idx", "revision", "ds_type")
 
 
 def make_report(
@@ -78,13 +59,13 @@ def make_report(
     Raises:
         AOTConfigError, AOTDataError: what is wrong with the YAML, the data or one of the models.
     """
-    raw = _read(path)
+    raw = read_yaml(path)
     scoring = scoring_config(raw, data)
     name = raw["rl"]
-    own = adapter or _trained_by(raw)
+    own = adapter or trained_by(raw)
     models = trained_models(name, own, others or {}, named=adapter is not None)
-    out = out or _output_dir(raw) / FOLDER
-    cfg = _loaded(scoring, out)
+    out = out or output_dir(raw) / FOLDER
+    cfg = load_without_training(scoring, out)
     model, tokenizer, *_ = setup_model_and_tokenizer(cfg)
     dataset = pipeline_of(cfg, tokenizer).prepare_evaluation()
     if dataset is None:
@@ -113,63 +94,20 @@ def make_report(
 # --- The YAML -----------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text("utf-8"))
-    except yaml.YAMLError as error:
-        raise AOTConfigError(f"{path} is not YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise AOTConfigError(f"{path} holds no keys: it must be the YAML of a training run")
-    return raw
-
-
 def scoring_config(raw: dict[str, Any], data: str | None = None) -> dict[str, Any]:
     """The YAML of a training run, of any type that can be scored, as one that only scores.
 
     Raises:
         AOTConfigError: a type without pairs and without labels; or --data without an entry to read it by.
     """
-    rl = raw.get("rl")
-    cfg = {key: value for key, value in raw.items() if key not in TRAINING_KEYS}
-    if rl in OTHER_TYPES:
-        cfg = without_unread_keys(cfg, config.AOTInput)
-        cfg["rl"] = OTHER_TYPES[rl]
-        cfg["plugins"] = [*(cfg.get("plugins") or []), PLUGIN]
-        if cfg["rl"] == "aot":
-            cfg.pop("remove_unused_columns", None)
-    elif rl not in config.RL_TYPES:
-        raise AOTConfigError(
-            f"`rl: {rl}`: a report is made of {', '.join((*config.RL_TYPES, *OTHER_TYPES))}: types with "
-            "chosen and rejected answers and a reference"
-        )
+    cfg = without_training(raw, "a report is made of")
     if data is not None:
         entries = cfg.get("test_datasets") or cfg.get("datasets")
         if not entries:
             raise AOTConfigError(f"--data {data}: the YAML has no data set whose `type` says how to read it")
-        entry = {key: value for key, value in entries[0].items() if key not in OF_ONE_FILE}
-        cfg["test_datasets"] = [{**entry, "path": data, "split": "train"}]
+        cfg["test_datasets"] = [{**without_file(entries[0]), "path": data, "split": "train"}]
         cfg["val_set_size"] = 0
     return cfg
-
-
-def _loaded(cfg: dict[str, Any], out: Path) -> DictDefault:
-    # axolotl empties output_dir's debug.log
-    cfg = {**cfg, "output_dir": str(out)}
-    if not cfg.get("device_map") and torch.cuda.is_available():
-        cfg["device_map"] = {"": torch.cuda.current_device()}  # axolotl would spread it over all of them
-    loaded = load_cfg(DictDefault(cfg))
-    Path(loaded.axolotl_config_path).unlink(missing_ok=True)  # load_cfg's copy
-    return loaded
-
-
-def _trained_by(raw: dict[str, Any]) -> Path:
-    """Where a run's own result is; AOT's may be named by `lora_model_dir`, as for `axolotl evaluate`."""
-    named = raw.get("lora_model_dir") if raw["rl"] in config.RL_TYPES else None
-    return Path(named) if named else _output_dir(raw)
-
-
-def _output_dir(raw: dict[str, Any]) -> Path:
-    return Path(raw.get("output_dir") or "model-out")  # axolotl's default
 
 
 # --- What the report is of ----------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Rows are judged as they stand in the file: used as they are meant, or refused by number and field."""
 
 import re
+import shutil
 
 import pytest
 from tokenizers.processors import TemplateProcessing
@@ -331,3 +332,27 @@ def test_a_tokenizer_that_adds_its_end_token(prepare_rows, tiny_model, tmp_path,
     rows = [{"prompt": "2 + 2?", "completion": text, "label": text == "4"} for text in ("4", "5")]
     found = prepare_rows("aot_unpaired", rows, keys=keys, **CHAT)  # the remedy
     assert all(tokenizer.eos_token_id not in ids for ids in found["completion_ids"])
+
+
+def test_a_ranking_of_formatted_text_has_one_prompt(prepare_rows):
+    row = {"prompt": "red?", "text": "blue?", "completions": [" cat", " dog"], "scores": [1, 0]}
+    with pytest.raises(ValueError, match=r"`field_text_prompt: text` is the prompt, and so is .* `prompt`"):
+        prepare_rows("aot", [row], type="ranked", field_text_prompt="text")
+    # by its usual name it counts only where there are no messages
+    (found,) = prepare_rows("aot", [{**row, "text_prompt": "blue?"}], type="ranked")
+    assert "<|im_start|>user\nred?" in found["prompt"]
+    row = {key: value for key, value in row.items() if key != "prompt"}
+    for bad, reason in ({"text": " "}, "is empty"), ({"text": 7}, "expected text"), ({"text": None}, "null"):
+        with pytest.raises(ValueError, match=f"row 1: field `text`.*{reason}"):
+            prepare_rows("aot", [{**row, **bad}], type="ranked", field_text_prompt="text")
+
+
+def test_a_ranking_of_conversations_needs_a_chat_template(prepare_rows, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model/chat_template.jinja").unlink()
+    keys = {"base_model": str(tmp_path / "model")}
+    row = {"completions": [" cat", " dog"], "scores": [1, 0]}
+    with pytest.raises(ValueError, match="`type: ranked`: the tokenizer has no chat template"):
+        prepare_rows("aot", [{"prompt": "red?", **row}], type="ranked", keys=keys)
+    (found,) = prepare_rows("aot", [{"text_prompt": "red?", **row}], type="ranked", keys=keys)
+    assert (found["prompt"], found["chosen"], found["rejected"]) == ("red?", " cat</s>", " dog</s>")

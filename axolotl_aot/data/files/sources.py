@@ -6,12 +6,15 @@ from typing import NamedTuple
 from axolotl.utils.data.shared import datasets_with_name_generator, load_dataset_with_config
 from axolotl.utils.dict import DictDefault
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
+from datasets.exceptions import DatasetsError
 
 from axolotl_aot.data.entry import Entry
 from axolotl_aot.data.files.reading import CSV, JSON, builder_of, file_type, has_guesses, read_csv, read_json
 from axolotl_aot.errors import AOTDataError
 
 READERS = {CSV: read_csv, JSON: read_json}
+# What reading a source may raise; `AOTDataError` is a ValueError.
+READ_ERRORS = (ValueError, FileNotFoundError, DatasetsError, StopIteration)
 
 
 class Rows(NamedTuple):
@@ -111,3 +114,9 @@ def _select(splits: dict[str, Dataset], spec: str) -> Dataset:
 def is_saved_dataset(path: str) -> bool:
     """Whether a folder was written by `save_to_disk`."""
     return any((Path(path) / name).exists() for name in ("state.json", "dataset_dict.json"))
+
+
+def described(error: Exception) -> str:
+    """What to say of one of `READ_ERRORS`; of an empty source `datasets` finds no first row, or no split."""
+    empty = isinstance(error, StopIteration) or "corresponds to no data" in str(error)
+    return "there are no rows" if empty else str(error)

@@ -22,7 +22,7 @@ def template_of(entry: Entry, cfg: DictDefault, tokenizer: PreTrainedTokenizerBa
         AOTDataError: there is none, or none among several that a row without tools could take.
         ValueError: axolotl knows no template of the name that the entry gives.
     """
-    if not isinstance(entry, TemplateEntry):
+    if not isinstance(entry, TemplateEntry) or not entry.needs_template():
         return None
     if cfg.tokenizer_use_mistral_common:
         raise AOTDataError(

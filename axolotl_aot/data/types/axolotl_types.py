@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from axolotl.utils.logging import get_logger
 from pydantic import PrivateAttr, model_validator
 
-from axolotl_aot.data.entry import Entry, LabelledEntry, Source
+from axolotl_aot.data.entry import USUAL_COLUMNS, Entry, LabelledEntry, Source
 from axolotl_aot.data.files.fingerprint import file_digest
 from axolotl_aot.data.rows import BadRow, Example, is_blank, not_text, require_field
 from axolotl_aot.data.types.row_text import ROW_ERRORS, Transform, require_text, unread_messages
@@ -139,6 +139,22 @@ class AxolotlType(Entry):
         require_text(row, transform, made, ("prompt", *self.texts), self._system_columns())
         return {**row, **made}
 
+    def read_columns(self, columns: list[str]) -> tuple[str, ...]:
+        """The columns that the type reads answers from, in a data set with these; by their usual names."""
+        given = self.type if isinstance(self.type, dict) else {}
+        return tuple(
+            given.get(f"field_{name}")
+            or next((usual for usual in USUAL_COLUMNS[f"field_{name}"] if usual in columns), name)
+            for name in self.texts
+        )
+
+    def framed(self, row: Mapping[str, Any], text: str) -> str:
+        """The completion that the type makes of an answer `text` in place of the row's own."""
+        columns = self.read_columns(list(row))
+        marked = {**row, **{column: _with_text(row.get(column), text) for column in columns}}
+        completion = self.text(self.transformed(marked), self.texts[0])
+        return completion if text in completion else text
+
     def _system_columns(self) -> set[str]:
         """The columns in which blank text says that there is no system message."""
         return {"system", self.type.get("field_system")} if isinstance(self.type, dict) else {"system"}
@@ -163,6 +179,14 @@ class AxolotlType(Entry):
         return text
 
 
+def _with_text(answer: Any, text: str) -> Any:
+    """An answer with another text: of a conversation, its last message's."""
+    if not isinstance(answer, list) or not answer or not isinstance(answer[-1], Mapping):
+        return text
+    last = {key: text if key in ("content", "value") else value for key, value in answer[-1].items()}
+    return [*answer[:-1], last]
+
+
 class KTOType(AxolotlType, LabelledEntry):
     """For `rl: aot_unpaired`: axolotl's KTO types."""
 
@@ -177,6 +201,11 @@ class KTOType(AxolotlType, LabelledEntry):
         "prompt_format",
         "completion_format",
     }
+
+    def read_columns(self, columns: list[str]) -> tuple[str, ...]:
+        # functions of a user-defined type write the label as well
+        label = (self.type.get("field_label") or "label",) if isinstance(self.type, dict) else ()
+        return (*super().read_columns(columns), *label)
 
     def examples(self, row: Mapping[str, Any]) -> Iterator[Example]:
         given = self.transformed(row)

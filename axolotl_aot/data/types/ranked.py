@@ -10,7 +10,7 @@ from pydantic import model_validator
 from axolotl_aot.data.entry import USUAL_COLUMNS, Source
 from axolotl_aot.data.files.json_columns import encoded, with_json_columns
 from axolotl_aot.data.messages import TemplateEntry
-from axolotl_aot.data.rows import ROW_NUMBERS, BadRow, Example, Message, require_field
+from axolotl_aot.data.rows import ROW_NUMBERS, BadRow, Example, Message, formatted_text, require_field
 from axolotl_aot.data.thresholds import Cut, Thresholds
 from axolotl_aot.errors import AOTDataError
 
@@ -27,8 +27,8 @@ ALL_LEFT_OUT = Cut(upper=None, lower=None)
 class Candidate(NamedTuple):
     """One of a prompt's completions. score: its own, or minus its rank. row: as in `BadRow`."""
 
-    prompt: list[Message]
-    completion: list[Message]
+    prompt: list[Message] | str
+    completion: list[Message] | str
     score: float
     weight: float
     row: int | None = None
@@ -41,14 +41,24 @@ class RankedEntry(TemplateEntry):
     and its score or rank; the scores or ranks may also be a column of lists of their own. Plain texts
     or messages without either are ranked by their order, the best first. Without such a column, each row
     holds one completion, and the rows of one prompt are put together.
+
+    `field_text_prompt` is a column of prompts that are formatted already; their completions are texts that
+    follow them as they stand, and no chat template is applied.
     """
 
-    optional: ClassVar = {*TemplateEntry.optional, *COLUMNS_OR_KEYS, "field_completions"}
+    optional: ClassVar = {
+        *TemplateEntry.optional,
+        *COLUMNS_OR_KEYS,
+        "field_completions",
+        "field_text_prompt",
+    }
+    may_be_text: ClassVar = True
 
     field_completions: str | None = None
     field_completion: str | None = None
     field_score: str | None = None
     field_rank: str | None = None
+    field_text_prompt: str | None = None
 
     needs_scores: ClassVar = False
 
@@ -63,7 +73,21 @@ class RankedEntry(TemplateEntry):
             name: value for name in COLUMNS_OR_KEYS if (value := getattr(self, name)) not in (None, *columns)
         }
         entry = super(RankedEntry, self.model_copy(update=dict.fromkeys(keys))).resolve_columns(columns)
-        return entry.model_copy(update=keys)
+        return entry._with_one_prompt(named=self.field_text_prompt is not None).model_copy(update=keys)
+
+    def _with_one_prompt(self, named: bool) -> "RankedEntry":
+        """The entry with messages or with formatted text. named: whether the entry names a column of text."""
+        if self.field_text_prompt is None or self.field_messages is None:
+            return self
+        if named:
+            raise AOTDataError(
+                f"`field_text_prompt: {self.field_text_prompt}` is the prompt, and so is the column "
+                f"`{self.field_messages}`; remove one of the two"
+            )
+        return self.model_copy(update={"field_text_prompt": None})
+
+    def needs_template(self) -> bool:
+        return self.field_text_prompt is None
 
     def prepare(self, source: Source) -> "tuple[RankedEntry, Dataset]":
         entry, dataset = super().prepare(source)
@@ -146,6 +170,10 @@ class RankedEntry(TemplateEntry):
     def _candidate(
         self, row: Mapping[str, Any], item: Any, score: float, weight: float, number: int | None = None
     ) -> Candidate:
+        if self.field_text_prompt:
+            prompt = formatted_text(require_field(row, self.field_text_prompt), self.field_text_prompt)
+            completion = formatted_text(self._text(item), self.field_completions)
+            return Candidate(prompt, completion, score, weight, number)
         leading_messages, completion = self.completion(self._text(item), self.field_completions)
         return Candidate(self.prompt(row, leading_messages), completion, score, weight, number)
 

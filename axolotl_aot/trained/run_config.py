@@ -1,0 +1,106 @@
+"""The YAML of a training run, read again by a command that only uses what was trained.
+
+It may be of `rl: aot` and `aot_unpaired`, or of another preference type whose rows are pairs or answers with
+a label: that is read as if it were AOT's, so that all of them are treated alike.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from axolotl.cli.config import load_cfg
+from axolotl.utils.dict import DictDefault
+
+from axolotl_aot import config
+from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.unread_keys import without_unread_keys
+
+PLUGIN = "axolotl_aot.AOTPlugin"
+# Other types of axolotl's, and which of AOT's has the same rows.
+OTHER_TYPES = {"dpo": "aot", "ipo": "aot", "simpo": "aot", "kto": "aot_unpaired"}
+# Keys of training that stand in the way of using what was trained in one process.
+TRAINING_KEYS = (
+    "accelerator_config",
+    "auto_resume_from_checkpoints",
+    "deepspeed",
+    "early_stopping_patience",
+    "fsdp",
+    "fsdp_config",
+    "fsdp_version",
+    "load_best_model_at_end",
+    "lora_model_dir",
+    "metric_for_best_model",
+    "precompute_ref_log_probs",
+    "resume_from_checkpoint",
+    "trainer_cls",
+    "trl",
+    "use_wandb",
+)
+# What an entry of `datasets` says of its own file only.
+OF_ONE_FILE = ("data_files", "name", "shards", "shards_idx", "revision", "ds_type")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML.
+
+    Raises:
+        AOTConfigError: it is none, or holds no keys.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AOTConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise AOTConfigError(f"{path} holds no keys: it must be the YAML of a training run")
+    return raw
+
+
+def without_training(raw: dict[str, Any], use: str) -> dict[str, Any]:
+    """The YAML of a training run, of any preference type, as one of AOT's that trains nothing.
+
+    use: what a message says before the types that it could be, such as `a report is made of`.
+
+    Raises:
+        AOTConfigError: a type without pairs and without labels.
+    """
+    rl = raw.get("rl")
+    cfg = {key: value for key, value in raw.items() if key not in TRAINING_KEYS}
+    if rl in OTHER_TYPES:
+        cfg = without_unread_keys(cfg, config.AOTInput)
+        cfg["rl"] = OTHER_TYPES[rl]
+        cfg["plugins"] = [*(cfg.get("plugins") or []), PLUGIN]
+        if cfg["rl"] == "aot":
+            cfg.pop("remove_unused_columns", None)
+    elif rl not in config.RL_TYPES:
+        raise AOTConfigError(
+            f"`rl: {rl}`: {use} {', '.join((*config.RL_TYPES, *OTHER_TYPES))}: types with "
+            "chosen and rejected answers and a reference"
+        )
+    return cfg
+
+
+def without_file(entry: dict[str, Any]) -> dict[str, Any]:
+    """The options of an entry of `datasets` that go for another file as well."""
+    return {key: value for key, value in entry.items() if key not in OF_ONE_FILE}
+
+
+def load_without_training(cfg: dict[str, Any], out: Path) -> DictDefault:
+    """The config, validated by axolotl, on one device. out: a folder whose debug.log axolotl may empty."""
+    cfg = {**cfg, "output_dir": str(out)}
+    if not cfg.get("device_map") and torch.cuda.is_available():
+        cfg["device_map"] = {"": torch.cuda.current_device()}  # axolotl would spread it over all of them
+    loaded = load_cfg(DictDefault(cfg))
+    Path(loaded.axolotl_config_path).unlink(missing_ok=True)  # load_cfg's copy
+    return loaded
+
+
+def trained_by(raw: dict[str, Any]) -> Path:
+    """Where a run's own result is; AOT's may be named by `lora_model_dir`, as for `axolotl evaluate`."""
+    named = raw.get("lora_model_dir") if raw["rl"] in config.RL_TYPES else None
+    return Path(named) if named else output_dir(raw)
+
+
+def output_dir(raw: dict[str, Any]) -> Path:
+    """Where a run writes to."""
+    return Path(raw.get("output_dir") or "model-out")  # axolotl's default

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from axolotl_aot import config
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.scoring.models import ADAPTER_WEIGHTS, load_adapter, load_whole_model
+from axolotl_aot.scoring.models import ADAPTER_WEIGHTS, another_base, load_adapter, load_whole_model
 from axolotl_aot.scoring.reference_cache import TokenizedAnswer
 from axolotl_aot.scoring.scorer import score_sequences
 
@@ -103,6 +103,6 @@ def _require_no_biases(adapters: dict[str, Path], models: int) -> None:
 
 
 def _warn_of_another_base(name: str, folder: Path, base: str) -> None:
-    trained_on = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if trained_on and Path(trained_on).resolve() != Path(base).resolve():
+    trained_on = another_base(PeftConfig.from_pretrained(str(folder)), base)
+    if trained_on is not None:
         LOG.warning(f"{name} ({folder}) was trained on {trained_on}, and is scored on {base}")

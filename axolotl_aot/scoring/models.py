@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,6 +11,7 @@ from axolotl_aot.errors import AOTConfigError
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+REFERENCE_ADAPTER = "ref"  # TRL's name for an adapter that makes the reference
 
 
 def without_adapter(model: nn.Module) -> PreTrainedModel:
@@ -48,6 +49,14 @@ def adapter_keys(weights: Path) -> set[str]:
     """The keys of a file of weights, without reading the weights."""
     with safe_open(weights, framework="pt") as file:
         return set(file.keys())
+
+
+def another_base(adapter: PeftConfig, base: str) -> str | None:
+    """The base model that an adapter was trained on, by its name, where that is not `base`."""
+    trained_on = adapter.base_model_name_or_path
+    if not trained_on or Path(trained_on).resolve() == Path(base).resolve():
+        return None
+    return trained_on
 
 
 def load_whole_model(like: PreTrainedModel, folder: str) -> PreTrainedModel:

@@ -9,9 +9,12 @@ from torch import Tensor
 from transformers import Trainer
 from trl.trainer.utils import use_adapter
 
+from axolotl_aot.report.runs import BASE_MODEL
 from axolotl_aot.scoring.batches import REFERENCE_LOGPROBS, Batch
 from axolotl_aot.scoring.models import REFERENCE_ADAPTER
 from axolotl_aot.scoring.scorer import Scorer
+
+STARTING_POLICY = "starting policy"  # the reference of a run that started from an adapter
 
 
 class Reference:
@@ -24,6 +27,11 @@ class Reference:
         self._trainer = trainer
         self._scorer = scorer
         self._precomputed = precomputed
+
+    @property
+    def words(self) -> str:
+        """What it is, for a report."""
+        return STARTING_POLICY if "start" in self.sources else BASE_MODEL
 
     @property
     def sources(self) -> list[str]:

@@ -1,9 +1,9 @@
 """`lora_model_dir` in training: the adapter that a run starts from, and the policy it makes as the reference.
 
 So rounds of training follow each other: each starts from the last one's adapter, and its rewards are
-measured against the policy that the round began with. That policy is a second, frozen copy of the adapter on
-the same base model. Nothing is merged: a base model in 4 bits stays in 4 bits, where merging would round what was
-trained away, and a round takes no disk for a merged model and no memory for a second base model.
+measured against the policy that the round began with. That policy is a second, frozen copy of the adapter
+on the same base model. Nothing is merged: a base model in 4 bits stays in 4 bits, where merging would round
+what was trained away, and a round takes no disk for a merged model and no memory for a second base model.
 """
 
 import copy
@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from torch import Tensor, nn
+from torch import Tensor
 
 from axolotl_aot.scoring.models import REFERENCE_ADAPTER
 from axolotl_aot.training.restored_settings import of_adapter
 from axolotl_aot.training.start_checks import require_all_weights, require_same_adapter, require_start
-
-NAME = "starting policy"  # what messages and reports call the reference
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,6 @@ def _add_reference(policy: PeftModel) -> None:
             parameters[twin].data = parameter.detach().clone()
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(name in requires_grad)
-
-
-def names_of_reference(model: nn.Module) -> set[str]:
-    """The names of the reference adapter's weights in a model's state; none where it has no such adapter."""
-    return {name for name in model.state_dict() if REFERENCE_ADAPTER in name.split(".")}
 
 
 def _digest(weights: dict[str, Tensor], settings: dict) -> str:

@@ -148,11 +148,13 @@ def require_all_weights(policy: PeftModel, weights: dict[str, Tensor], folder: s
     PEFT would leave what is not among them as it was drawn, and some of what does not fit out.
     """
     shapes = {
-        name: tensor.shape for name, tensor in get_peft_model_state_dict(policy, save_embedding_layers=False).items()
+        name: tensor.shape
+        for name, tensor in get_peft_model_state_dict(policy, save_embedding_layers=False).items()
     }
     missing, extra = shapes.keys() - weights.keys(), weights.keys() - shapes.keys()
-    # PEFT saves the base model's embeddings as well where tokens were added
-    extra -= policy.state_dict().keys()
+    # where tokens were added PEFT saves all that there is of the embeddings, the base model's included
+    adapter = f".{policy.active_adapter}"
+    extra -= {name.replace(adapter, "") for name in policy.state_dict()}
     other = sorted(name for name in shapes.keys() & weights.keys() if shapes[name] != weights[name].shape)
     for names, fault in ((missing, "lacks"), (extra, "holds more than")):
         if names:

@@ -13,12 +13,17 @@ import json
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from peft import PeftModel, set_peft_model_state_dict
 from torch import Tensor
 
 from axolotl_aot.scoring.models import REFERENCE_ADAPTER
 from axolotl_aot.training.restored_settings import of_adapter
-from axolotl_aot.training.start_checks import require_all_weights, require_same_adapter, require_start
+from axolotl_aot.training.start_checks import (
+    read_weights,
+    require_all_weights,
+    require_same_adapter,
+    require_start,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ def start_from(policy: PeftModel, folder: str, output_dir: str | None) -> StartA
     """
     found = require_start(folder, output_dir)
     require_same_adapter(policy, found, folder)
-    weights = load_peft_weights(folder, device="cpu")
+    weights = read_weights(folder)
     require_all_weights(policy, weights, folder)
     start = StartAdapter(folder, _digest(weights, of_adapter(found.to_dict())))
     trained = policy.active_adapter

@@ -3,13 +3,15 @@
 import json
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, load_peft_weights
+from safetensors import SafetensorError
 from torch import Tensor
 
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.scoring.models import ADAPTER_CONFIG, another_base
+from axolotl_aot.scoring.models import ADAPTER_CONFIG, ADAPTER_WEIGHTS, another_base
 from axolotl_aot.training.restored_settings import OF_ADAPTER, comparable
 
 LOG = logging.getLogger(__name__)
@@ -95,13 +97,14 @@ def require_same_adapter(policy: PeftModel, found: LoraConfig, folder: str) -> N
         value = asked.to_dict()[name]
         if value:
             raise AOTConfigError(
-                f"`{key}: {comparable(value)}` with lora_model_dir: PEFT cannot hold such an adapter twice, "
-                "trained and as the reference; merge it into base_model first (axolotl merge-lora)"
+                f"`{key}: {comparable(value)}` with `lora_model_dir: {folder}`: PEFT cannot hold such an "
+                "adapter twice, trained and as the reference; merge it into base_model first "
+                "(axolotl merge-lora)"
             )
     if asked.init_lora_weights is not True:
         raise AOTConfigError(
             f"`peft_init_lora_weights: {asked.init_lora_weights}` (or `peft.loftq_config`) with "
-            f"lora_model_dir: the adapter begins with the weights in {folder}; remove it"
+            f"`lora_model_dir`: the adapter begins with the weights in {folder}; remove it"
         )
     _require_same_settings(asked.to_dict(), found.to_dict(), folder)
     _require_same_base(found, asked.base_model_name_or_path, folder)
@@ -140,6 +143,21 @@ def _base_config(folder: str) -> dict[str, Any]:
     """What a model's config.json holds; nothing where it is not a folder on this machine."""
     path = Path(folder) / "config.json"
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_weights(folder: str) -> dict[str, Tensor]:
+    """The weights of the adapter in a folder, by PEFT's keys.
+
+    Raises:
+        AOTConfigError: there are none, or they cannot be read.
+    """
+    files = [file for file in (ADAPTER_WEIGHTS, "adapter_model.bin") if (Path(folder) / file).is_file()]
+    if not files:  # PEFT would look for them on the hub
+        raise AOTConfigError(f"`lora_model_dir: {folder}`: no weights there ({ADAPTER_WEIGHTS})")
+    try:
+        return load_peft_weights(folder, device="cpu")
+    except (SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        raise AOTConfigError(f"`lora_model_dir: {folder}`: {files[0]} cannot be read ({error})") from None
 
 
 def require_all_weights(policy: PeftModel, weights: dict[str, Tensor], folder: str) -> None:

@@ -165,7 +165,7 @@ def _loaded(cfg: dict[str, Any], out: Path) -> DictDefault:
 def _trained_by(raw: dict[str, Any]) -> Path:
     """Where a run's own result is; AOT's may be named by `lora_model_dir`, as for `axolotl evaluate`."""
     named = raw.get("lora_model_dir") if raw["rl"] in config.RL_TYPES else None
-    return Path(named) if named else _output_dir(raw)
+    return Path(trained_folder(named, str(_output_dir(raw))))
 
 
 def _output_dir(raw: dict[str, Any]) -> Path:

@@ -6,7 +6,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.scoring.models import ADAPTER_CONFIG, load_adapter, load_whole_model
+from axolotl_aot.scoring.models import ADAPTER_CONFIG, load_adapter, load_whole_model, trained_folder
 from axolotl_aot.training.run_setup import AOTSetup
 
 
@@ -38,7 +38,7 @@ def policy_and_reference(
 
 
 def _trained(setup: AOTSetup, file: str) -> str:
-    folder = setup.lora_model_dir or setup.output_dir
+    folder = trained_folder(setup.lora_model_dir, setup.output_dir) if setup.adapter else setup.output_dir
     if not (Path(folder) / file).is_file():
         raise AOTConfigError(
             f"nothing trained in {folder} (no {file}): train first, or set "

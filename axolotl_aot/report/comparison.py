@@ -27,6 +27,7 @@ from axolotl_aot.report.runs import Answers, Run
 from axolotl_aot.report.statistics import report
 from axolotl_aot.samples import SAMPLE_TYPES, SampleType
 from axolotl_aot.scoring.batches import WEIGHT
+from axolotl_aot.scoring.models import trained_folder
 from axolotl_aot.scoring.reference_cache import digest, sequences_of
 from axolotl_aot.unread_keys import without_unread_keys
 

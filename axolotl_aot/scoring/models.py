@@ -65,8 +65,8 @@ def another_base(adapter: PeftConfig, base: str) -> str | None:
 def trained_folder(lora_model_dir: str | None, output_dir: str) -> str:
     """Where the adapter is that a YAML has trained, for what comes after training.
 
-    That is `lora_model_dir`, as for axolotl's own commands; a warning says so where the key may have been meant
-    as the start of the training whose result is in `output_dir`.
+    That is `lora_model_dir`, as for axolotl's own commands; a warning says so where the key may have been
+    meant as the start of the training whose result is in `output_dir`.
     """
     if not lora_model_dir:
         return output_dir

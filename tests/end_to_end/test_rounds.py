@@ -7,11 +7,15 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.adapters import make_adapter
-from tests.end_to_end.engines import FSDP2, zero
+from tests.end_to_end.engines import FSDP, FSDP2, zero
 from tests.end_to_end.test_kill_and_resume import SHARDED, saving
 from tests.end_to_end.test_processes import WHOLE, assert_same, train
 
 pytestmark = pytest.mark.slow
+FSDP1 = {
+    "fsdp_version": 1,
+    "fsdp_config": {**FSDP, "use_orig_params": True, "sync_module_states": False},
+}
 LORA_KINDS = [("paired", "lora"), ("unpaired", "lora")]
 ENGINES = {"ddp": {}, "fsdp2": FSDP2, "fsdp2, sharded files": SHARDED, "zero1": 1, "zero2": 2, "zero3": 3}
 
@@ -36,10 +40,10 @@ def weights(folder: Path) -> dict:
 @pytest.mark.parametrize("config", LORA_KINDS, indirect=True, ids="-".join)
 def test_every_engine_makes_the_same_round(processes, started, tmp_path, engine, more):
     more = {**more, "dataset_prepared_path": str(tmp_path / "prepared")}
-    whole = processes_run = train(processes, started, tmp_path / "whole", WHOLE)
+    whole = train(processes, started, tmp_path / "whole", WHOLE)
     keys = keys_of(engine, tmp_path)
     run = train(processes, started, tmp_path / "engine", (2, 2, 4), **keys, **more)
-    (expected,) = processes_run.steps
+    (expected,) = whole.steps
     assert (
         expected[0]["rewards/chosen"] == expected[0]["rewards/rejected"] == 0 != expected[1]["rewards/chosen"]
     )
@@ -48,6 +52,15 @@ def test_every_engine_makes_the_same_round(processes, started, tmp_path, engine,
     assert found.keys() == by_one.keys()
     for name, tensor in by_one.items():
         assert (found[name] - tensor).norm() < 1e-3 * tensor.norm(), name
+
+
+@pytest.mark.parametrize("config", LORA_KINDS, indirect=True, ids="-".join)
+def test_fsdp1(processes, started, tmp_path):
+    config = {**started, "plugins": [*started["plugins"], "tests.on_cpu.EndBeforeSaving"]}
+    (expected,) = train(processes, config, tmp_path / "whole", WHOLE).steps
+    run = train(processes, {**config, **FSDP1}, tmp_path / "fsdp1", (2, 4, 2))
+    assert run.engine["distributed_type"].endswith("FSDP")
+    assert_same(run, expected)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "fsdp2, sharded files", "zero2", "zero3"])

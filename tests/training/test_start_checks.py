@@ -207,5 +207,5 @@ def test_through_axolotl(build, load, paired_config, start, tmp_path):
         build({**config, "lora_model_dir": "/some/adapter"})
     with pytest.raises(ValueError, match="would write over the adapter"):
         build({**config, "output_dir": str(tmp_path / "start")})
-    with pytest.raises(ValueError, match="`lora_model_dir: .*` has no effect without `adapter`"):
+    with pytest.raises(ValueError, match=r"`lora_model_dir: .*` has no effect without `adapter`"):
         load({**paired_config, "lora_model_dir": str(start)})

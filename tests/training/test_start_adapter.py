@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 from transformers import AutoModelForCausalLM
 
 from tests.adapters import make_adapter
+from tests.by_hand import logprob
 from tests.conftest import LORA, QLORA
 from tests.helpers import Snapshots, column, steps
 from tests.marks import slow_except
@@ -34,12 +35,6 @@ def config(paired_config, start) -> dict:
 
 def adapted(base, folder, **kwargs) -> PeftModel:
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder, **kwargs)
-
-
-def logprob(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """Of a completion alone, from all its logits."""
-    logits = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
-    return sum(logits[len(prompt) + i - 1, token] for i, token in enumerate(completion))
 
 
 def sequences(dataset) -> list[tuple[list[int], list[int]]]:

@@ -165,6 +165,7 @@ OF_ADAPTERS = (
     "lora_alpha",
     "lora_alpha_pattern",
     "lora_fan_in_fan_out",
+    "lora_model_dir",
     "lora_modules_to_save",
     "lora_on_cpu",
     "lora_r",

@@ -17,6 +17,12 @@ def logprobs(model, tokenizer, rows: list[dict], key: str) -> np.ndarray:
     return np.array(found)
 
 
+def logprob(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    """Of a completion's tokens after a prompt's, alone, from all logits; with a graph."""
+    logits = model(torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+    return sum(logits[len(prompt) + i - 1, token] for i, token in enumerate(completion))
+
+
 def assert_numbers_of(numbers: dict, scored: dict[str, tuple[np.ndarray, np.ndarray]], name: str) -> None:
     """The means and curves of a run of the report are those of these log-probabilities.
 

@@ -223,6 +223,25 @@ def test_what_the_trainer_is_given(watched, keys):
     assert given(evaluate) == (False, False)
 
 
+@guards("axolotl", "a `lora_model_dir` changes nothing", "the adapter to start from is loaded twice")
+def test_an_adapter_to_start_from(watched, keys, lora, tmp_path):
+    from axolotl.cli.config import load_cfg
+    from axolotl.train import setup_model_and_trainer
+    from axolotl.utils.dict import DictDefault
+    from peft import PeftModel
+
+    lora.save_pretrained(tmp_path)
+    adapter = {"adapter": "lora", "lora_r": 2, "lora_alpha": 4, "lora_target_modules": ["q_proj"]}
+    adapter |= {"lora_model_dir": str(tmp_path), "trainer_cls": "tests.watched_run.Unbuilt"}
+    cfg = load_cfg(DictDefault({**keys, **adapter}))
+    with pytest.raises(watched.Stop):
+        setup_model_and_trainer(cfg=cfg, dataset_meta=watched.run.data)
+    Path(cfg.axolotl_config_path).unlink()
+    args, kwargs = watched.last("trainer")
+    assert not isinstance(args[0] if args else kwargs["model"], PeftModel)
+    assert kwargs["peft_config"].r == 2
+
+
 @guards(
     "axolotl", "steps past a garbage collection", "AOTTrainer skips something else, or has nothing to skip"
 )
@@ -859,6 +878,45 @@ def test_what_trains_in_place_of_the_embeddings(model, tmp_path):
     adapted.load_adapter(str(tmp_path), "default", is_trainable=True)
     types = {name: p.dtype for name, p in adapted.named_parameters() if "lora_" in name}
     assert set(types.values()) == {torch.float32}
+
+
+@guards(
+    "PEFT", "a second adapter's weights", "a round's reference is trained, saved, or not the policy's copy"
+)
+def test_a_second_adapter(lora, tmp_path):
+    import copy
+
+    def trained() -> set[str]:
+        return {name for name, p in lora.named_parameters() if p.requires_grad}
+
+    first = trained()
+    lora.add_adapter("ref", copy.deepcopy(lora.peft_config["default"]))
+    lora.set_adapter("ref")
+    assert trained() == {name.replace(".default.", ".ref.") for name in first}
+    lora.set_adapter("default")
+    assert trained() == first and lora.active_adapter == "default"
+    lora.save_pretrained(tmp_path / "both")
+    lora.save_pretrained(tmp_path / "one", selected_adapters=["default"])
+    assert (tmp_path / "both/ref").is_dir() and not (tmp_path / "one/ref").exists()
+    assert (tmp_path / "one/adapter_model.safetensors").is_file()
+
+
+@guards("PEFT", "which `init_lora_weights` change", "a round starts from another policy than its adapter's")
+def test_which_adapters_change_their_base(tiny_model):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    from axolotl_aot.training.start_checks import KEEPS_THE_BASE, ONCE_ONLY
+
+    def adapted(**settings):
+        model = LlamaForCausalLM.from_pretrained(tiny_model)
+        return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], **settings))
+
+    before = LlamaForCausalLM.from_pretrained(tiny_model).model.layers[0].self_attn.q_proj.weight
+    for value in (*KEEPS_THE_BASE, "pissa", "olora"):
+        layer = adapted(init_lora_weights=value).base_model.model.model.layers[0].self_attn.q_proj
+        assert layer.base_layer.weight.equal(before) is (value in KEEPS_THE_BASE), value
+    assert set(ONCE_ONLY) <= {field.name for field in dataclasses.fields(LoraConfig)}
 
 
 @guards(

@@ -88,7 +88,8 @@ def training_figure(report: Numbers) -> Figure:
     _fan(axes[2], history)
     _dress(axes[2], "Margins between quantiles", "upper - lower (nats)", across="optimizer step")
     _wrong_side(axes[3], history)
-    _dress(axes[3], "On the wrong side of the base model", "share of answers", across="optimizer step")
+    (reference,) = {run["reference"] for run in report["runs"].values()}
+    _dress(axes[3], f"On the wrong side of the {reference}", "share of answers", across="optimizer step")
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from axolotl_aot.dominance import ANCHOR_METRICS, RANK_DISPLACEMENT
+from axolotl_aot.report.runs import BASE_MODEL
 from axolotl_aot.report.verdicts import WRONG_SIDE, nats_in_words, share_in_words
 
 History = list[dict[str, float]]
@@ -20,15 +21,18 @@ def series(history: History, key: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in logged], [value for _, value in logged]
 
 
-def course(history: History) -> list[str]:
-    """Sentences on the course of training, from what was logged of its steps; none of what was not logged."""
+def course(history: History, reference: str = BASE_MODEL) -> list[str]:
+    """Sentences on the course of training, from what was logged of its steps; none of what was not logged.
+
+    reference: what it is, in words.
+    """
     told = []
     for side, metric in ANCHOR_METRICS.items():
         steps, shares = series(history, metric.share)
         if steps:
             _, nats = series(history, metric.nats)
             words = [_share_and_depth(*numbers) for numbers in zip(shares, nats, strict=True)]
-            line = f"{side} answers {WRONG_SIDE[side]} than under the base model: {_from_to(steps, words)}"
+            line = f"{side} answers {WRONG_SIDE[side]} than under the {reference}: {_from_to(steps, words)}"
             most = max(range(len(shares)), key=shares.__getitem__)
             if most not in (0, len(shares) - 1):
                 line += f"; the most, {share_in_words(shares[most])}, in step {steps[most]}"

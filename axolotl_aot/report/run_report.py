@@ -19,6 +19,7 @@ FOLDER = "dominance"  # in output_dir
 SHOWN_KEYS = (
     "base_model",
     "adapter",
+    "lora_model_dir",
     "rl_beta",
     "learning_rate",
     "micro_batch_size",
@@ -58,8 +59,9 @@ def write_run_report(cfg: DictDefault, scored: ScoredRun) -> None:
     verdict = run["comparisons"]["rewards"]["after"]["first_order"]["verdict"]
     changes = run["changes"]
     say = LOG.warning if changes["displaced"] else LOG.info
+    reference = run["reference"].capitalize()
     say(
-        f"Rewards: {verdict}. Base model: {changes['base_model']}. Dominance report: {page}",
+        f"Rewards: {verdict}. {reference}: {changes['base_model']}. Dominance report: {page}",
         main_process_only=False,
     )
 

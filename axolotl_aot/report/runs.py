@@ -8,6 +8,8 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+BASE_MODEL = "base model"  # what the reference is, unless training started from an adapter
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -40,13 +42,14 @@ class Answers:
 class Run:
     """What a trained model and its reference say of a data set.
 
-    paired: chosen[i] and rejected[i] answer the same prompt.
+    paired: chosen[i] and rejected[i] answer the same prompt. reference: what the reference is, in words.
     """
 
     name: str
     paired: bool
     chosen: Answers
     rejected: Answers
+    reference: str = BASE_MODEL
 
     @property
     def before(self) -> "Run":

@@ -61,7 +61,7 @@ def report(
         "levels": CURVE_LEVELS.tolist(),
         "runs": {run.name: summary(run, settings.get("aot_anchor")) for run in runs},
         "examples": examples or {},
-        "course": course(log),
+        "course": course(log, runs[0].reference),
         "history": log,
     }
 
@@ -72,6 +72,7 @@ def summary(run: Run, anchor: float | None = None) -> dict[str, Any]:
     states = {"before": run.before, "after": run}
     numbers = {
         "paired": run.paired,
+        "reference": run.reference,
         "answers": {"chosen": len(run.chosen), "rejected": len(run.rejected)},
         "changes": _changes(run, anchor),
         "comparisons": {
@@ -181,7 +182,7 @@ def _changes(run: Run, anchor: float | None) -> dict[str, Any]:
         **numbers,
         "verdict": CHANGES[signs],
         "displaced": displaced,
-        "base_model": base_model(*wrong, displaced=displaced, anchor=anchor),
+        "base_model": base_model(*wrong, displaced=displaced, anchor=anchor, reference=run.reference),
     }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from axolotl_aot.dominance import DOMINANCES, QuantileSteps
-from axolotl_aot.report.runs import Comparison
+from axolotl_aot.report.runs import BASE_MODEL, Comparison
 
 NO_MASS = 1e-9  # a difference of levels that is rounding
 
@@ -97,23 +97,28 @@ WRONG_SIDE = {"chosen": "less likely", "rejected": "more likely"}
 
 
 def base_model(
-    chosen: tuple[float, float], rejected: tuple[float, float], *, displaced: bool, anchor: float | None
+    chosen: tuple[float, float],
+    rejected: tuple[float, float],
+    *,
+    displaced: bool,
+    anchor: float | None,
+    reference: str = BASE_MODEL,
 ) -> str:
     """How many answers are on the wrong side of the base model, by how much, and what can be done.
 
     chosen, rejected: of the label's answers, the share that is, and the mean over all of them of how far, in
     nats. displaced: whether chosen answers became less likely on the whole (likelihood displacement). anchor:
-    the run's `aot_anchor`; None where it has none.
+    the run's `aot_anchor`; None where it has none. reference: what takes the base model's place, in words.
     """
     words = (
-        f"{share_in_words(chosen[0])} of the chosen answers are {WRONG_SIDE['chosen']} than under the base "
-        f"model{_depth(*chosen, ' nats on average')}, and {share_in_words(rejected[0])} of the rejected ones "
-        f"{WRONG_SIDE['rejected']}{_depth(*rejected)}"
+        f"{share_in_words(chosen[0])} of the chosen answers are {WRONG_SIDE['chosen']} than under the "
+        f"{reference}{_depth(*chosen, ' nats on average')}, and {share_in_words(rejected[0])} of the "
+        f"rejected ones {WRONG_SIDE['rejected']}{_depth(*rejected)}"
     )
     if not displaced:
         return words
     moves = "the model moves away from what it should prefer (likelihood displacement)"
-    return f"{words}: {moves}{_remedy(anchor)}"
+    return f"{words}: {moves}{_remedy(anchor, reference)}"
 
 
 def _depth(share: float, nats: float, unit: str = "") -> str:
@@ -121,12 +126,14 @@ def _depth(share: float, nats: float, unit: str = "") -> str:
     return f", by {nats_in_words(nats / share)}{unit}" if share else ""
 
 
-def _remedy(anchor: float | None) -> str:
+def _remedy(anchor: float | None, reference: str) -> str:
     if anchor is None:
         return ""
     if anchor == 1:
         return ", although `aot_anchor: 1` asks for nothing but the opposite"
-    return f"; `aot_anchor`, here {anchor:g}, is the weight of what holds chosen answers above the base model"
+    return (
+        f"; `aot_anchor`, here {anchor:g}, is the weight of what holds chosen answers above the {reference}"
+    )
 
 
 def share_in_words(share: float) -> str:

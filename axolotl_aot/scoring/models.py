@@ -1,16 +1,20 @@
 """Trained models, loaded from their files as adapters or whole; and what lies under PEFT's wrapping."""
 
+import logging
 from pathlib import Path
 
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
 from axolotl_aot.errors import AOTConfigError
 
+LOG = logging.getLogger(__name__)
+
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+REFERENCE_ADAPTER = "ref"  # TRL's name for an adapter that makes the reference
 
 
 def without_adapter(model: nn.Module) -> PreTrainedModel:
@@ -48,6 +52,33 @@ def adapter_keys(weights: Path) -> set[str]:
     """The keys of a file of weights, without reading the weights."""
     with safe_open(weights, framework="pt") as file:
         return set(file.keys())
+
+
+def another_base(adapter: PeftConfig, base: str) -> str | None:
+    """The base model that an adapter was trained on, by its name, where that is not `base`."""
+    trained_on = adapter.base_model_name_or_path
+    if not trained_on or Path(trained_on).resolve() == Path(base).resolve():
+        return None
+    return trained_on
+
+
+def trained_folder(lora_model_dir: str | None, output_dir: str) -> str:
+    """Where the adapter is that a YAML has trained, for what comes after training.
+
+    That is `lora_model_dir`, as for axolotl's own commands; a warning says so where the key may have been
+    meant as the start of the training whose result is in `output_dir`.
+    """
+    if not lora_model_dir:
+        return output_dir
+    other = Path(output_dir)
+    if (other / ADAPTER_WEIGHTS).is_file() and other.resolve() != Path(lora_model_dir).resolve():
+        LOG.warning(
+            "`lora_model_dir: %s` is what is scored; for the adapter in output_dir, %s, leave the key out of "
+            "the YAML",
+            lora_model_dir,
+            output_dir,
+        )
+    return lora_model_dir
 
 
 def load_whole_model(like: PreTrainedModel, folder: str) -> PreTrainedModel:

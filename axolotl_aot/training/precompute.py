@@ -39,10 +39,17 @@ class PrecomputedReferences(TrainerCallback):
         trainer: built, with its models.
         folder: where the file is.
         columns: of the data, that hold a sample's completions.
+        settings: what the reference depends on besides its base model and precision.
     """
 
     def __init__(
-        self, trainer: Trainer, reference: Reference, scorer: Scorer, folder: Path, columns: Iterable[str]
+        self,
+        trainer: Trainer,
+        reference: Reference,
+        scorer: Scorer,
+        folder: Path,
+        columns: Iterable[str],
+        **settings: str,
     ):
         self._trainer = trainer
         self._reference = reference
@@ -50,7 +57,7 @@ class PrecomputedReferences(TrainerCallback):
         self._columns = tuple(columns)
         accelerator = trainer.accelerator
         model = accelerator.unwrap_model(trainer.ref_model or trainer.model)
-        name = fingerprint(model.config, precision=accelerator.mixed_precision, dtype=model.dtype)
+        name = fingerprint(model.config, precision=accelerator.mixed_precision, dtype=model.dtype, **settings)
         self.cache = ReferenceCache(folder / f"{name}.safetensors", name)
         self._load()
         self._unchecked = self.cache.keys()  # what is computed from here on needs no check

@@ -38,6 +38,7 @@ class ReportCallback(ScoreListener):
         self.scored_run: ScoredRun | None = None
         self._objective: Objective = trainer.objective
         self._trackers = trainer.callback_handler.callbacks  # others may be added to them later
+        self._reference = trainer.reference.words
         self._evaluation_set = trainer.eval_dataset
         self._best_is_loaded = trainer.args.load_best_model_at_end
         self._evaluations: dict[int, Scores] = {}  # by optimizer step
@@ -113,6 +114,7 @@ class ReportCallback(ScoreListener):
             self._objective.samples.paired,
             _answers(chosen, rows[scores.label]),
             _answers(rejected, rows[~scores.label]),
+            self._reference,
         )
 
     def _samples(self, scores: Scores) -> int:

@@ -78,6 +78,9 @@ def of_training_arguments(args: TrainingArguments) -> dict[str, Any]:
 
 def of_adapter(config: dict[str, Any]) -> dict[str, Any]:
     """What an adapter's weights belong to. config: PEFT's, or what a checkpoint's file holds of it."""
-    settings = {key: config.get(name) or None for key, name in OF_ADAPTER.items()}
-    collections = {key: sorted(value) for key, value in settings.items() if isinstance(value, (set, list))}
-    return settings | collections  # a set's order is another each time
+    return {key: comparable(config.get(name)) for key, name in OF_ADAPTER.items()}
+
+
+def comparable(value: Any) -> Any:
+    """A value of PEFT's configuration in one form; a set's order is another each time."""
+    return sorted(value) if value and isinstance(value, (set, list)) else value or None

@@ -6,7 +6,7 @@ from peft import PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.scoring.models import ADAPTER_CONFIG, load_adapter, load_whole_model
+from axolotl_aot.scoring.models import ADAPTER_CONFIG, load_adapter, load_whole_model, trained_folder
 from axolotl_aot.training.run_setup import AOTSetup
 
 
@@ -19,22 +19,17 @@ def policy_and_reference(
     """The models of a run, from those that axolotl hands to the trainer.
 
     `axolotl evaluate` loads `base_model`, and neither the adapter nor a reference: the base model would be
-    compared with itself. To train, axolotl hands over a `peft_config` or a reference.
+    compared with itself. To train, axolotl hands over a `peft_config` or a reference. `lora_model_dir` names
+    what was trained in an evaluation, and where training starts otherwise (`start_adapter`).
 
     Raises:
-        AOTConfigError: `lora_model_dir` in training, or nothing trained where it is to be evaluated.
+        AOTConfigError: nothing trained where it is to be evaluated.
     """
     if setup.adapter is None:
         return model, reference
     if setup.adapter:
         if peft_config is None:
             return load_adapter(model, _trained(setup, ADAPTER_CONFIG)), reference
-        if setup.lora_model_dir:
-            raise AOTConfigError(
-                f"`lora_model_dir: {setup.lora_model_dir}`: axolotl starts every RL run with a new "
-                "adapter and would ignore it; merge it into base_model first (axolotl merge-lora), "
-                "or use resume_from_checkpoint"
-            )
         return model, reference
     reference = reference or setup.reference
     if reference is not None:
@@ -43,7 +38,7 @@ def policy_and_reference(
 
 
 def _trained(setup: AOTSetup, file: str) -> str:
-    folder = setup.lora_model_dir or setup.output_dir
+    folder = trained_folder(setup.lora_model_dir, setup.output_dir) if setup.adapter else setup.output_dir
     if not (Path(folder) / file).is_file():
         raise AOTConfigError(
             f"nothing trained in {folder} (no {file}): train first, or set "

@@ -16,6 +16,8 @@ CAUSES = {
 # Where the reference's log-probabilities come from, and why they may not be the policy's.
 REFERENCE_CAUSES = {
     "adapter": "an adapter that does not begin as the base model (peft_init_lora_weights: use the default)",
+    "start": "a model that does not compute the same twice, as the reference is a copy of the adapter in "
+    "lora_model_dir",
     "model": "a reference that was not loaded as the policy was (by a plugin that changes one of the two), "
     "or a model that does not compute the same twice",
     "file": "with precompute_ref_log_probs, a file of another model's (delete aot_references in "

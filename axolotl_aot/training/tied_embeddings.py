@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.scoring.models import REFERENCE_ADAPTER
 
 LOG = logging.getLogger(__name__)
 
@@ -125,11 +126,15 @@ def save_shared_weights_once(model: PreTrainedModel | PeftModel) -> None:
     """Let axolotl save the model that it loaded, as it does after the adapter in every RL run.
 
     The adapter's modules are in that model, and transformers refuses to save a matrix that they have given
-    names that it does not know. All but the first of a matrix's names are left out of what it saves.
+    names that it does not know. All but the first of a matrix's names are left out of what it saves, and
+    so is the adapter that training started from, which was the reference.
     """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     # transformers has no public place for it
-    model._keys_to_ignore_on_save = {name for same in names.values() for name in same[1:]}
+    model._keys_to_ignore_on_save = {
+        *(name for same in names.values() for name in same[1:]),
+        *(name for name in model.state_dict() if REFERENCE_ADAPTER in name.split(".")),
+    }

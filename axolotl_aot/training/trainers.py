@@ -10,6 +10,7 @@ from accelerate.utils import broadcast, is_peft_model
 from axolotl.core.trainers import AxolotlKTOTrainer
 from axolotl.core.trainers.dpo.trainer import AxolotlDPOTrainer
 from datasets import Dataset
+from peft import PeftConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import StateDictType
 from transformers import PreTrainedModel, set_seed
@@ -17,7 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from axolotl_aot.scoring.batches import REFERENCE_LOGPROBS, WEIGHT, Batch, Collator
 from axolotl_aot.scoring.forward import attach
-from axolotl_aot.scoring.models import without_adapter
+from axolotl_aot.scoring.models import REFERENCE_ADAPTER, without_adapter
 from axolotl_aot.scoring.scorer import Scorer
 from axolotl_aot.training.adapter_precision import kept_precision, restore_copies
 from axolotl_aot.training.batch_checks import BATCH_KEYS, require_samples_fit, require_two_samples
@@ -31,6 +32,7 @@ from axolotl_aot.training.restored_settings import restored_settings
 from axolotl_aot.training.resume import RunState, find_checkpoint, go_on_from
 from axolotl_aot.training.run_models import policy_and_reference
 from axolotl_aot.training.run_setup import AOTSetup
+from axolotl_aot.training.start_adapter import StartAdapter, start_from
 from axolotl_aot.training.tied_embeddings import require_mergeable
 
 # `aot_` keys that a run may change half-way: they change how a step is computed, not what, or the report.
@@ -78,16 +80,25 @@ class AOTMixin(EffectiveBatchMixin):
         self.run_state = RunState()
         callbacks = [*(c for c in callbacks or [] if c is not setup), self.run_state]
         super().__init__(model, ref_model, callbacks=callbacks, **kwargs)
-        if setup.adapter and kwargs.get("peft_config") is not None:  # TRL has made the adapter, to train it
-            require_mergeable(self.accelerator.unwrap_model(self.model), setup.merge_method)
-            restore_copies(self.accelerator.unwrap_model(self.model))
-        if setup.adapter and "ref" in self.accelerator.unwrap_model(self.model).peft_config:
-            # TRL takes a loaded adapter for the start of training and copies it as the reference;
-            # the reference of a trained AOT adapter is the model without it
-            self.model.delete_adapter("ref")
+        self.start_adapter = self._set_up_adapter(setup, kwargs.get("peft_config")) if setup.adapter else None
         self.objective = self.objective_class(self.aot, self.beta)
         self._check_batches()
         self._set_up_scoring(setup.reference_folder)
+
+    def _set_up_adapter(self, setup: AOTSetup, peft_config: PeftConfig | None) -> StartAdapter | None:
+        """What TRL has made of the adapter, as AOT needs it; what training starts from, if that is named."""
+        policy = self.accelerator.unwrap_model(self.model)
+        if peft_config is None:
+            # a trained adapter: TRL takes it for the start of training and copies it as the reference,
+            # which here is the model without it
+            if REFERENCE_ADAPTER in policy.peft_config:
+                policy.delete_adapter(REFERENCE_ADAPTER)
+            return None
+        require_mergeable(policy, setup.merge_method)
+        restore_copies(policy)
+        if not setup.lora_model_dir:
+            return None
+        return start_from(policy, setup.lora_model_dir, setup.output_dir)
 
     def _check_batches(self) -> None:
         columns = self.objective.samples.columns
@@ -113,8 +124,9 @@ class AOTMixin(EffectiveBatchMixin):
         lookup = None
         columns = self.objective.samples.columns
         if reference_folder is not None:
+            adapter = {} if self.start_adapter is None else {"adapter": self.start_adapter.digest}
             self.precomputed = PrecomputedReferences(
-                self, self.reference, self.scorer, reference_folder, columns
+                self, self.reference, self.scorer, reference_folder, columns, **adapter
             )
             self.add_callback(self.precomputed)
             lookup = self.precomputed.cache.lookup
@@ -205,6 +217,7 @@ class AOTMixin(EffectiveBatchMixin):
         settings = {"rl": self.objective.rl, "rl_beta": self.beta, **aot}
         if not self.sorts_effective_batch:
             settings["micro_batch_size"] = self.samples_per_sort
+        settings["weights of lora_model_dir"] = self.start_adapter and self.start_adapter.digest
         # what the order of the samples depends on
         order = {"seed": self.data_seed, "rows of datasets": len(self.train_dataset)}
         return {**settings, **order, BATCH_KEYS: self.effective_batch_size}

@@ -11,6 +11,8 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from tests.adapters import make_adapter
+from tests.by_hand import logprob
 from tests.helpers import column, steps
 from tests.marks import slow_except
 from tests.tiny import make_pairs, unpair, write_jsonl
@@ -119,9 +121,44 @@ def test_evaluating_before_training_says_so(config, lora, tmp_path, arguments):
         cli("evaluate", {**config, **lora}, tmp_path)
 
 
-def test_training_on_from_an_adapter_is_refused(build, config, lora):
-    with pytest.raises(ValueError, match=r"`lora_model_dir: /some/adapter`.*merge"):
-        build({**config, **lora, "lora_model_dir": "/some/adapter"})
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["paired"], indirect=True)
+def test_a_round_from_training_to_merging(run, config, lora, tiny_model, tmp_path, arguments, caplog):
+    """What follows a round: its adapter by itself, against the base model; and where its start is meant."""
+    start = make_adapter(tmp_path / "start", tiny_model)
+    round_ = {**config, **lora, "lora_model_dir": str(start), "learning_rate": 1e-2}
+    trainer = run(round_)
+
+    @torch.no_grad()
+    def margin(model) -> float:
+        ends = ("chosen_ids", "rejected_ids")
+        found = [
+            [logprob(model, row["prompt_ids"], row[end]) for end in ends] for row in trainer.eval_dataset
+        ]
+        return (torch.tensor(found) @ torch.tensor([1.0, -1.0])).mean().item()
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    of_base = margin(base)
+    of_start = margin(PeftModel.from_pretrained(base, start).merge_and_unload())
+    cli("merge_lora", {**round_, "lora_model_dir": None}, tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(Path(config["output_dir"]) / "merged")
+    of_round = margin(merged)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert torch.allclose(merged(ids).logits, trainer.model.eval()(ids).logits, atol=1e-3)
+
+    beta = config["rl_beta"]
+    last = [entry for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+    assert last["eval_rewards/margins"] == pytest.approx(beta * (of_round - of_start), abs=1e-3)
+    for keys, expected, warns in (
+        ({"lora_model_dir": None}, of_round, False),
+        ({"lora_model_dir": str(start)}, of_start, True),
+    ):
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="axolotl_aot"):
+            cli("evaluate", {**round_, **keys}, tmp_path)
+        found = evaluation(config["output_dir"])["rewards/margins"]
+        assert found == pytest.approx(beta * (expected - of_base), abs=1e-3)
+        assert ("for the adapter in output_dir" in caplog.text) is warns
 
 
 def test_preprocess_prepares_what_train_then_uses(config, build, tmp_path, monkeypatch, caplog):

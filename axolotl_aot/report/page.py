@@ -18,6 +18,7 @@ from axolotl_aot.report.figures import (
     training_figure,
 )
 from axolotl_aot.report.runs import COMPARISONS
+from axolotl_aot.report.verdicts import NO_MASS
 
 HTML = "report.html"
 NUMBERS = "report.json"
@@ -98,4 +99,9 @@ def _number(value: float) -> str:
 
 
 def _share(value: float) -> str:
+    """To a tenth of a percent; 0% and 100% are said of none and all only."""
+    if NO_MASS < value < 0.0005:
+        return "less than 0.1%"
+    if 0.9995 <= value < 1 - NO_MASS:
+        return "more than 99.9%"
     return f"{value:.1%}".replace(".0%", "%")

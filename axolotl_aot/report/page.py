@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from axolotl_aot.quantiles import PERCENTILES
+from axolotl_aot.report.answers import visible
 from axolotl_aot.report.figures import (
     DPI,
     comparison_figure,
@@ -87,6 +88,7 @@ def _render(report: dict[str, Any], figures: list[dict[str, Any]]) -> str:
         nats=_number,
         share=_share,
         interval=lambda ends: f"[{', '.join(map(_number, ends))}]",
+        visible=visible,
         shares=lambda ends: f"[{', '.join(map(_share, ends))}]",
     )
     return environment.get_template(HTML).render(

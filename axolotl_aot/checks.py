@@ -67,6 +67,15 @@ def check_parallelism(cfg: MutableMapping[str, Any], rl: str) -> None:
             )
 
 
+def check_report_samples(cfg: MutableMapping[str, Any]) -> None:
+    """The prompts that the report's answers are to are the evaluation set's."""
+    if cfg.get("aot_report_samples") and not cfg.get("test_datasets") and not cfg.get("val_set_size"):
+        raise AOTConfigError(
+            f"`aot_report_samples: {cfg['aot_report_samples']}` needs an evaluation set, whose prompts are "
+            "answered: set val_set_size or test_datasets, or remove it"
+        )
+
+
 def check_best_model(cfg: MutableMapping[str, Any]) -> None:
     """The best model is chosen on an evaluation set; writes `greater_is_better` for AOT's own metrics."""
     for key in ("metric_for_best_model", "early_stopping_patience", "load_best_model_at_end"):

@@ -82,8 +82,19 @@ def _print_rates(directory: Path) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder to write into; by default aot-report in CONFIG's output_dir.",
 )
+@click.option(
+    "--samples",
+    type=click.IntRange(min=0),
+    help="To how many evaluation prompts each model's greedy answer is shown, beside the base model's; 0 for "
+    "none. By default CONFIG's aot_report_samples, or 8.",
+)
 def report(
-    config: Path, adapter: Path | None, others: dict[str, Path], data: str | None, out: Path | None
+    config: Path,
+    adapter: Path | None,
+    others: dict[str, Path],
+    data: str | None,
+    out: Path | None,
+    samples: int | None,
 ) -> None:
     """Score trained models on CONFIG's evaluation set, without training, and write a dominance report.
 
@@ -94,7 +105,7 @@ def report(
     from axolotl_aot.report.comparison import make_report
 
     try:
-        page = make_report(config, adapter=adapter, others=others, data=data, out=out)
+        page = make_report(config, adapter=adapter, others=others, data=data, out=out, answers=samples)
     except (AOTConfigError, AOTDataError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"Dominance report: {page}")

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from axolotl_aot.checks import check_best_model, check_beta, check_parallelism
+from axolotl_aot.checks import check_best_model, check_beta, check_parallelism, check_report_samples
 from axolotl_aot.data.types import parse
 from axolotl_aot.dominance import DOMINANCES, PENALTIES, SMOOTHABLE_PENALTIES, SORTS
 from axolotl_aot.errors import AOTConfigError, closest
@@ -28,6 +28,7 @@ LOG = logging.getLogger(__name__)
 
 PREFIX = "aot_"
 SCOPES = ("effective_batch", "micro_batch")
+DEFAULT_REPORT_SAMPLES = 8
 ENTRIES = "aot_entries"  # what the plugin has read of the keys of DATA; not for users to write
 DATA = ("datasets", "test_datasets")
 
@@ -95,12 +96,24 @@ class AOTArgs(BaseModel):
         default=True,
         description="Write the dominance report into `<output_dir>/dominance` when training ends.",
     )
+    aot_report_samples: int | None = Field(
+        default=None,
+        ge=0,
+        description="To how many evaluation prompts the report shows the answers before and after training; "
+        "by default 8 where there is an evaluation set, 0 for none.",
+    )
     aot_max_tokens_per_micro_batch: int | None = Field(
         default=None,
         gt=0,
         description="Cut the effective batch into micro-batches of at most so many tokens (padding "
         "included), in place of micro_batch_size samples each.",
     )
+
+    def samples_in_report(self, evaluates: bool) -> int:
+        """`aot_report_samples`, or its default; evaluates: whether there is an evaluation set."""
+        if self.aot_report_samples is None:
+            return DEFAULT_REPORT_SAMPLES if evaluates else 0
+        return self.aot_report_samples
 
 
 class AOTInput(AOTArgs):
@@ -152,6 +165,7 @@ def translate(cfg: MutableMapping[str, Any]) -> str | None:
     if not translated:
         check_keys(cfg, rl, AOTInput)
     check_best_model(cfg)
+    check_report_samples(cfg)
     if rl == "aot" and cfg.get("aot_stratify") is not None:
         LOG.warning("aot_stratify has no effect with `rl: aot`: a pair has both labels")
     target = RL_TYPES[rl]
@@ -213,6 +227,11 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
         raise AOTConfigError(
             f"`aot_max_tokens_per_micro_batch: {args.aot_max_tokens_per_micro_batch}` with `aot_scope: "
             f"{args.aot_scope}`: there the loss depends on how the batch is cut; remove one of the two"
+        )
+    if args.aot_report_samples and not args.aot_report:
+        raise AOTConfigError(
+            f"`aot_report_samples: {args.aot_report_samples}` with `aot_report: false`: the answers are "
+            "part of the report; remove one of the two"
         )
     if args.aot_soft_sort_strength is not None and args.aot_sort != "soft":
         LOG.warning("aot_soft_sort_strength has no effect without `aot_sort: soft`")

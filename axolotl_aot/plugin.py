@@ -96,9 +96,10 @@ class AOTPlugin(BasePlugin):
         from axolotl_aot.training.report_callback import ReportCallback
         from axolotl_aot.training.run_setup import callbacks
 
-        if not config.settings(cfg).aot_report:
+        settings = config.settings(cfg)
+        if not settings.aot_report:
             return callbacks(cfg)
-        self._report = ReportCallback(trainer)
+        self._report = ReportCallback(trainer, settings.samples_in_report(trainer.eval_dataset is not None))
         return [self._report, *callbacks(cfg)]
 
     def post_train(self, cfg: DictDefault, model: PreTrainedModel) -> None:

@@ -43,3 +43,16 @@ def assert_numbers_of(numbers: dict, scored: dict[str, tuple[np.ndarray, np.ndar
         ):
             curve = run["comparisons"][key][when]["curves"][ends[side]]
             assert np.allclose(curve["quantiles"], np.sort(values)[index], atol=2e-4)
+
+
+def greedy(model, prompt: list[int], most: int, ends: list[int]) -> list[int]:
+    """The likeliest token each time, of a prompt alone and without a cache, up to an end token."""
+    answer: list[int] = []
+    was_training = model.training
+    model.eval()
+    while len(answer) < most and not (answer and answer[-1] in ends):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits
+        answer.append(int(logits[0, -1].argmax()))
+    model.train(was_training)
+    return answer

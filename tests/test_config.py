@@ -54,6 +54,7 @@ def test_settings_have_the_documented_defaults():
         "aot_padding_free": None,
         "aot_max_tokens_per_micro_batch": None,
         "aot_report": True,
+        "aot_report_samples": None,
     }
     assert settings({"aot_penalty": None}).aot_penalty == "logistic"  # an empty key in the YAML
 
@@ -77,6 +78,16 @@ def test_settings_have_the_documented_defaults():
             "`aot_label_smoothing: 0.1` with `aot_penalty: least_squares`.*logistic only",
         ),
         ({**AOT, "aot_doubt_labels": True}, "`aot_doubt_labels: true` with `aot_anchor: 0`.*`aot_anchor: 1`"),
+        ({**AOT, "aot_report_samples": -1}, "`aot_report_samples: -1`.*greater than or equal to 0"),
+        ({**AOT, "aot_report_samples": "few"}, "`aot_report_samples: few`.*integer"),
+        (
+            {**AOT, "aot_report_samples": 4, "aot_report": False, "val_set_size": 0.1},
+            "`aot_report_samples: 4` with `aot_report: false`.*remove one",
+        ),
+        (
+            {**AOT, "aot_report_samples": 4},
+            "`aot_report_samples: 4` needs an evaluation set.*val_set_size or test_datasets",
+        ),
         ({"rl": "aot_pair"}, "`rl: aot_pair`.*`rl: aot` or `rl: aot_unpaired`.*'aot_unpaired'"),
         ({"rl": "aot_unpared"}, "`rl: aot_unpared`.*'aot_unpaired'"),
         ({"rl": "AOT"}, "`rl: AOT`.*'aot'"),

@@ -453,8 +453,9 @@ def small_trainer(folder: Path, base: type | None = None, **args: Any) -> Any:
 
     settings = {"per_device_train_batch_size": 1, "max_steps": 1, "report_to": [], "use_cpu": True, **args}
     settings["label_names"] = ["x"]  # or Trainer asks for no loss in an evaluation
+    settings = {"save_strategy": "no", **settings}
     arguments = TrainingArguments(
-        output_dir=str(folder), save_strategy="no", disable_tqdm=True, remove_unused_columns=False, **settings
+        output_dir=str(folder), disable_tqdm=True, remove_unused_columns=False, **settings
     )
     rows = [{"x": torch.tensor(float(i))} for i in range(4)]
     return (base or Trainer)(Square(), arguments, train_dataset=rows, eval_dataset=rows)
@@ -502,6 +503,44 @@ def test_where_tensorboard_and_wandb_log(monkeypatch, tmp_path):
     state = TrainerState(global_step=7, is_world_process_zero=True)
     callback.on_log(None, state, TrainerControl(), logs={"loss": 1.0})
     assert logged["train/global_step"] == 7
+
+
+@guards(
+    "transformers",
+    "`on_train_end` comes after the best model is loaded",
+    "the report's answers are another model's, or not logged",
+)
+def test_when_training_ends(tmp_path):
+    from transformers import TrainerCallback
+
+    weights = []
+
+    class Last(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            weights.append(model.weight.item())
+
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            seen.append(("last", model.weight.item()))
+
+    class First(TrainerCallback):
+        def on_train_end(self, *args, **kwargs):
+            seen.append(("first", None))
+
+    seen = []
+    best = {"load_best_model_at_end": True, "greater_is_better": True, "metric_for_best_model": "eval_loss"}
+    often = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "max_steps": 3,
+    }
+    trainer = small_trainer(tmp_path, learning_rate=0.1, **best, **often)
+    trainer.add_callback(Last())
+    trainer.callback_handler.callbacks.insert(0, First())
+    trainer.train()
+    # the loss falls, and the greatest is the best
+    assert weights[0] > weights[-1] and seen == [("first", None), ("last", pytest.approx(weights[0]))]
 
 
 @guards(

@@ -8,6 +8,8 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from axolotl_aot.scoring.models import without_adapter
+
 
 class Decoding(NamedTuple):
     """How answers are drawn.
@@ -82,7 +84,8 @@ def _answering(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     try:
         yield
     finally:
-        model.generation_config = own
+        # PEFT hands the config on to the model that it wraps
+        model.generation_config = without_adapter(model).generation_config = own
         model.train(was_training)
 
 

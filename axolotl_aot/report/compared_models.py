@@ -1,6 +1,6 @@
 """The trained models of a comparison: found in their folders, loaded one after the other, and scored."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from axolotl.utils.dict import DictDefault
@@ -49,20 +49,26 @@ def score_models(
     model: PreTrainedModel,
     folders: dict[str, Path],
     sequences: dict[bytes, TokenizedAnswer],
+    ask: Callable[[str, PreTrainedModel | PeftModel], None] = lambda name, model: None,
 ) -> dict[str, dict[bytes, float]]:
-    """Log-probabilities under the base model and under each trained one; one pass each."""
+    """Log-probabilities under the base model and under each trained one; one pass each.
+
+    ask: is given each model's name and the model, once it is scored; the base model first.
+    """
     common = {
         "sequences_at_once": cfg.eval_batch_size or cfg.micro_batch_size,
         "matmul_dtype": matmul_dtype(cfg),
         "padding_free": config.settings(cfg).aot_padding_free,
     }
     scores = {REFERENCE: score_sequences(model, sequences, description=f"Scoring {REFERENCE}", **common)}
+    ask(REFERENCE, model)
     adapters = {name: folder for name, folder in folders.items() if kind_of(folder) == "adapter"}
     _require_no_biases(adapters, len(folders))
     for name, folder in folders.items():  # first, as an adapter changes the layers of the base model
         if name not in adapters:
             whole = load_whole_model(model, str(folder)).to(model.device)
             scores[name] = score_sequences(whole, sequences, description=f"Scoring {name}", **common)
+            ask(name, whole)
     policy: PreTrainedModel | PeftModel = model
     for number, (name, folder) in enumerate(adapters.items()):
         warn_of_another_base(name, folder, cfg.base_model, "scored")
@@ -70,6 +76,7 @@ def score_models(
         if number:
             policy.delete_adapter(f"number_{number - 1}")
         scores[name] = score_sequences(policy, sequences, description=f"Scoring {name}", **common)
+        ask(name, policy)
     return {name: scores[name] for name in (REFERENCE, *folders)}
 
 

@@ -16,6 +16,7 @@ from datasets import Dataset
 from axolotl_aot import __version__, config
 from axolotl_aot.dataset_hook import pipeline_of
 from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.report.compared_answers import ComparedAnswers
 from axolotl_aot.report.compared_models import REFERENCE, score_models, trained_models
 from axolotl_aot.report.examples import examples
 from axolotl_aot.report.page import write_report
@@ -46,6 +47,7 @@ def make_report(
     others: Mapping[str, Path] | None = None,
     data: str | None = None,
     out: Path | None = None,
+    answers: int | None = None,
 ) -> Path:
     """Score what a YAML has trained, and other trained models, and write the report; returns the page.
 
@@ -55,6 +57,7 @@ def make_report(
         others: further adapters, or whole models, by the names that the report calls them.
         data: a data set in place of the evaluation set, whose rows are as those of the YAML's.
         out: the folder to write into; `aot-report` in `output_dir` where None.
+        answers: how many evaluation prompts each model answers; the YAML's `aot_report_samples` where None.
 
     Raises:
         AOTConfigError, AOTDataError: what is wrong with the YAML, the data or one of the models.
@@ -74,7 +77,9 @@ def make_report(
         )
     samples = SAMPLE_TYPES[config.active_rl(cfg)]
     _require_both_labels(dataset, samples)
-    scores = score_models(cfg, model, models, sequences_of(dataset, samples.columns))
+    count = config.settings(cfg).samples_in_report(evaluates=True) if answers is None else answers
+    said = ComparedAnswers(dataset, samples.columns, count, tokenizer, matmul_dtype(cfg))
+    scores = score_models(cfg, model, models, sequences_of(dataset, samples.columns), said.ask)
     reference = scores.pop(REFERENCE)
     runs = [_run(name, dataset, found, reference, samples) for name, found in scores.items()]
     runs = _usable(runs)
@@ -87,6 +92,7 @@ def make_report(
             "axolotl-aot": __version__,
         },
         examples={run.name: examples(run, dataset, tokenizer) for run in runs},
+        answers=said.shown([run.name for run in runs], REFERENCE),
     )
     return write_report(out, numbers)
 

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 from matplotlib.figure import Figure
 
 from axolotl_aot.quantiles import PERCENTILES
+from axolotl_aot.report.answers import visible
 from axolotl_aot.report.figures import (
     DPI,
     comparison_figure,
@@ -18,6 +19,7 @@ from axolotl_aot.report.figures import (
     training_figure,
 )
 from axolotl_aot.report.runs import COMPARISONS
+from axolotl_aot.report.verdicts import NO_MASS
 
 HTML = "report.html"
 NUMBERS = "report.json"
@@ -86,6 +88,7 @@ def _render(report: dict[str, Any], figures: list[dict[str, Any]]) -> str:
         nats=_number,
         share=_share,
         interval=lambda ends: f"[{', '.join(map(_number, ends))}]",
+        visible=visible,
         shares=lambda ends: f"[{', '.join(map(_share, ends))}]",
     )
     return environment.get_template(HTML).render(
@@ -98,4 +101,9 @@ def _number(value: float) -> str:
 
 
 def _share(value: float) -> str:
+    """To a tenth of a percent; 0% and 100% are said of none and all only."""
+    if NO_MASS < value < 0.0005:
+        return "less than 0.1%"
+    if 0.9995 <= value < 1 - NO_MASS:
+        return "more than 99.9%"
     return f"{value:.1%}".replace(".0%", "%")

@@ -46,6 +46,7 @@ def write_run_report(cfg: DictDefault, scored: ScoredRun) -> None:
             settings=settings_shown(cfg),
             history=scored.history,
             examples={scored.run.name: shown} if shown else None,
+            answers={scored.run.name: scored.answers} if scored.answers else None,
         )
         page = write_report(folder, numbers)
     except (Exception, KeyboardInterrupt) as error:

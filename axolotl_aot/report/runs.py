@@ -66,7 +66,8 @@ class ScoredRun:
     """Answers scored in a run, and its log; of the main process.
 
     source: which answers they are, as `report` takes it. history: Trainer's log. dataset: whose rows
-    they are, tokenized; None where their texts are not to be found.
+    they are, tokenized; None where their texts are not to be found. answers: what the model says before and
+    after training, as `report.answers` has it; None where that was not asked for.
     """
 
     run: Run
@@ -74,6 +75,7 @@ class ScoredRun:
     history: list[dict[str, float]]
     tokenizer: PreTrainedTokenizerBase
     dataset: Dataset | None = None
+    answers: dict[str, Any] | None = None
 
 
 # --- What is compared ---------------------------------------------------------------------------

@@ -39,6 +39,7 @@ def report(
     settings: dict[str, Any],
     history: list[dict[str, float]] | None = None,
     examples: dict[str, Any] | None = None,
+    answers: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All that `report.json` holds; rewards and log-probabilities in nats.
 
@@ -48,6 +49,7 @@ def report(
         settings: of the training or of the scoring, for the reader.
         history: Trainer's log, for the course of training; what is not a finite number is left out.
         examples: texts of answers, by run.
+        answers: what the models say before and after training, by run, as `report.answers` has it.
 
     Raises:
         ValueError: a run with fewer than two answers of a label, or log-probabilities that are not finite.
@@ -61,6 +63,7 @@ def report(
         "levels": CURVE_LEVELS.tolist(),
         "runs": {run.name: summary(run, settings.get("aot_anchor")) for run in runs},
         "examples": examples or {},
+        "answers": answers or {},
         "course": course(log, runs[0].reference),
         "history": log,
     }

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from axolotl_aot.dominance import DOMINANCES, QuantileSteps
+from axolotl_aot.dominance.orders import without_rounding
 from axolotl_aot.report.runs import BASE_MODEL, Comparison
 
 NO_MASS = 1e-9  # a difference of levels that is rounding
+UNTOLD = 0.01  # of what words name, the share at most where they are not right
 
 
 def verdict(comparison: Comparison, steps: QuantileSteps, order: str) -> dict[str, Any]:
@@ -35,6 +37,7 @@ def failing_levels(steps: QuantileSteps, order: str) -> list[tuple[float, float]
     if order == "first":  # constant on a step
         value_at_start = value_at_end
     else:  # linear on a step, from where the last one ended
+        value_at_end = without_rounding(value_at_end, gap, mass)
         value_at_start = torch.cat([value_at_end.new_zeros(1), value_at_end[:-1]])
     crossing = starts + mass * value_at_start / (value_at_start - value_at_end)
     begin = torch.where(value_at_start < 0, starts, crossing)
@@ -49,45 +52,60 @@ def failing_levels(steps: QuantileSteps, order: str) -> list[tuple[float, float]
 
 
 def _places(failing: list[tuple[float, float]]) -> str:
-    """Levels in words, as "below the 12th percentile"; gaps of less than a percentile are not told."""
-    told: list[tuple[float, float]] = []
-    for low, high in failing:
-        if told and low - told[-1][1] < 0.01:
-            low = told.pop()[0]
-        told.append((low, high))
+    """Levels in words. One or two intervals are named: dominance fails all over them, and nowhere else.
+    Otherwise the words give their share, and what all of them lie in. Percentiles are rounded.
+    """
+    named: list[tuple[float, float]] = []
+    for low, high in failing:  # gaps of less than a percentile are not told
+        if named and low - named[-1][1] < 0.01:
+            low = named.pop()[0]
+        named.append((low, high))
     share = sum(high - low for low, high in failing)
-    if len(told) > 2:
-        return f"at {_amount(share)} of the quantiles, {_place(told[0][0], told[-1][1])}"
-    if share < 1 - NO_MASS and told[0][0] < NO_MASS and told[0][1] > 1 - NO_MASS:
-        return f"at {share:.1%} of the quantiles"
-    return " and ".join(_place(low, high) for low, high in told)
+    untold = sum(high - low for low, high in named) - share
+    exact = untold < max(NO_MASS, UNTOLD * share) and (share > 1 - NO_MASS or not _whole(named))
+    if exact and len(named) <= 2:
+        return " and ".join(_place(low, high) for low, high in named)
+    return f"at {_amount(share)} of the quantiles, {_range(named[0][0], named[-1][1])}"
+
+
+def _whole(places: list[tuple[float, float]]) -> bool:
+    return len(places) == 1 and places[0][0] < NO_MASS and places[0][1] > 1 - NO_MASS
+
+
+def _range(low: float, high: float) -> str:
+    """Between which levels all of them lie."""
+    if low < NO_MASS and high > 1 - NO_MASS:
+        return "spread over the whole range"
+    return f"all of them {_place(low, high)}"
 
 
 def _place(low: float, high: float) -> str:
     if low < NO_MASS and high > 1 - NO_MASS:
         return "at every quantile"
     if low < NO_MASS:
-        return f"below the {_ordinal(100 * high)} percentile"
+        return f"below the {_ordinal(high)} percentile"
     if high > 1 - NO_MASS:
-        return f"above the {_ordinal(100 * low)} percentile"
-    first, last = _ordinal(100 * low), _ordinal(100 * high)
+        return f"above the {_ordinal(low)} percentile"
+    first, last = _ordinal(low), _ordinal(high)
     return f"around the {first} percentile" if first == last else f"from the {first} to the {last} percentile"
 
 
-def _ordinal(percentile: float) -> str:
-    """A percentile as a word; with a decimal near the ends, where the nearest whole number is none."""
-    if not 0.95 <= percentile <= 99.05:
-        if percentile < 50:
-            return f"{percentile:.2g}th"
-        rest = max(round(100 - percentile, 9), 1e-7)  # to one digit of it
-        return f"{percentile:.{max(1, -math.floor(math.log10(rest)))}f}th"
-    number = round(percentile)
-    endings = {1: "st", 2: "nd", 3: "rd"}
-    return f"{number}{'th' if 10 < number % 100 < 14 else endings.get(number % 10, 'th')}"
+def _ordinal(level: float) -> str:
+    """A percentile as a word: a whole number; near the ends two digits of the distance from there."""
+    distance = 100 * max(min(level, 1 - level), NO_MASS)
+    if distance >= 0.95:
+        number = round(100 * level)
+        endings = {1: "st", 2: "nd", 3: "rd"}
+        return f"{number}{'th' if 10 < number % 100 < 14 else endings.get(number % 10, 'th')}"
+    decimals = 1 - math.floor(math.log10(distance))
+    return f"{100 * level:.{decimals}f}".rstrip("0").rstrip(".") + "th"
 
 
 def _amount(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+    """A share that is neither none nor all, nor read as such."""
+    if not 0.0005 <= share < 0.9995:
+        return "less than 0.1%" if share < 0.5 else "more than 99.9%"
+    return f"{share:.0%}" if 0.0095 <= share < 0.995 else f"{share:.1%}"
 
 
 # --- Against the base model ---------------------------------------------------------------------
@@ -142,7 +160,7 @@ def share_in_words(share: float) -> str:
         return "none"
     if share > 1 - NO_MASS:
         return "all"
-    return _amount(share) if share < 0.995 else f"{min(share, 0.999):.1%}"
+    return _amount(share)
 
 
 def nats_in_words(value: float) -> str:

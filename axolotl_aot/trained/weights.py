@@ -8,7 +8,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from peft import PeftConfig
 
-from axolotl_aot.scoring.models import ADAPTER_WEIGHTS
+from axolotl_aot.scoring.models import ADAPTER_WEIGHTS, another_base
 
 LOG = get_logger(__name__)
 
@@ -39,8 +39,8 @@ def nothing_in(folder: Path) -> str:
 
 def warn_of_another_base(name: str, folder: Path, base: str, use: str) -> None:
     """Say so where an adapter was trained on another model. use: what is done with it, such as `scored`."""
-    trained_on = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if trained_on and Path(trained_on).resolve() != Path(base).resolve():
+    trained_on = another_base(PeftConfig.from_pretrained(str(folder)), base)
+    if trained_on is not None:
         LOG.warning(f"{name} ({folder}) was trained on {trained_on}, and is {use} on {base}")
 
 

@@ -18,6 +18,7 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from axolotl_aot.report.figures import live_figure
 from axolotl_aot.report.runs import Answers, Run, ScoredRun
+from axolotl_aot.training.answer_samples import AnswerSamples
 from axolotl_aot.training.gathering import join
 from axolotl_aot.training.objective import Objective, Scores
 from axolotl_aot.training.score_listener import ScoreListener
@@ -31,10 +32,11 @@ TAG = "eval/dominance/quantiles"  # of the plot of an evaluation
 class ReportCallback(ScoreListener):
     """Keeps the scores that the report is made of, on the main process.
 
-    scored_run: what the report is to be of, once training has ended; None where there is nothing.
+    samples: how many evaluation prompts both models are to answer in the end. scored_run: what the report is
+    to be of, once training has ended; None where there is nothing.
     """
 
-    def __init__(self, trainer: Trainer):
+    def __init__(self, trainer: Trainer, samples: int = 0):
         self.scored_run: ScoredRun | None = None
         self._objective: Objective = trainer.objective
         self._trackers = trainer.callback_handler.callbacks  # others may be added to them later
@@ -43,6 +45,7 @@ class ReportCallback(ScoreListener):
         self._best_is_loaded = trainer.args.load_best_model_at_end
         self._evaluations: dict[int, Scores] = {}  # by optimizer step
         self._last_steps: deque[tuple[int, Scores]] = deque()
+        self._answer_samples = AnswerSamples(trainer, samples) if samples else None
 
     def on_step_scored(self, state: TrainerState, scores: Scores) -> None:
         if not state.is_world_process_zero:
@@ -77,7 +80,8 @@ class ReportCallback(ScoreListener):
         try:
             run, source = self._of_an_evaluation(state) if self._evaluations else self._of_the_last_steps()
             dataset = self._evaluation_set if self._evaluations else None
-            self.scored_run = ScoredRun(run, source, state.log_history, processing_class, dataset)
+            answers = None if self._answer_samples is None else self._answer_samples.answers
+            self.scored_run = ScoredRun(run, source, state.log_history, processing_class, dataset, answers)
         except Exception as error:
             LOG.warning(f"no dominance report: {type(error).__name__}: {error}")
 

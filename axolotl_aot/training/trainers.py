@@ -36,7 +36,12 @@ from axolotl_aot.training.start_adapter import StartAdapter, start_from
 from axolotl_aot.training.tied_embeddings import require_mergeable
 
 # `aot_` keys that a run may change half-way: they change how a step is computed, not what, or the report.
-NOT_OF_THE_RUN = {"aot_padding_free", "aot_max_tokens_per_micro_batch", "aot_report"}
+NOT_OF_THE_RUN = {
+    "aot_padding_free",
+    "aot_max_tokens_per_micro_batch",
+    "aot_report",
+    "aot_report_samples",
+}
 MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names
 
 PAPER = {

@@ -35,8 +35,14 @@ def test_two_processes_report_what_one_does(processes, config, evaluation, tmp_p
     alone = reports[0]
     kind = "evaluation set" if evaluation else "last effective batches"
     assert alone["source"]["kind"] == kind
+    assert bool(alone["answers"]) == evaluation
     for other in reports[1:]:
         assert other["source"] == alone["source"]
+        assert other["answers"].keys() == alone["answers"].keys()
+        for name, answers in alone["answers"].items():
+            assert answers["why_not"] is None and len(answers["samples"]) == 8
+            ours, theirs = ([s["before"] for s in r["answers"][name]["samples"]] for r in (alone, other))
+            assert theirs == ours  # what is trained differs by rounding
         (ours,), (theirs,) = alone["runs"].values(), other["runs"].values()
         assert theirs["answers"] == ours["answers"]
         for key, states in ours["comparisons"].items():

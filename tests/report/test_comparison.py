@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_aot.cli import report as command
-from tests.by_hand import assert_numbers_of, logprobs
+from tests.by_hand import assert_numbers_of, greedy, logprobs
 from tests.tiny import make_pairs, unpair, with_test_rows, write_jsonl
 
 PAIRS = make_pairs(11, seed=5)
@@ -116,7 +116,7 @@ OF_TRAINING = {
     ],
     ids=["aot", "aot-training-keys", "dpo", "ipo", "aot_unpaired", "kto"],
 )
-def test_scores_are_those_of_plain_logits(call, paired, unpaired, adapters, expected, keys):
+def test_scores_are_those_of_plain_logits(call, paired, unpaired, adapters, expected, tiny_model, keys):
     config = {**(unpaired if keys["rl"] in ("aot_unpaired", "kto") else paired), **keys}
     others = [f"--compare={name}={adapters[name]}" for name in ("weight", "whole", "weight.b")]
     result, folder = call(config, "--adapter", adapters["one"], *others)
@@ -136,6 +136,31 @@ def test_scores_are_those_of_plain_logits(call, paired, unpaired, adapters, expe
         rewards = scores["chosen"][0] - scores["chosen"][1]
         assert worst["reward"] == pytest.approx(rewards.min(), abs=2e-4)
         assert worst["completion"] == PAIRS[rewards.argmin()]["chosen"] + "</s>"
+    assert_answers_of(numbers, adapters, tiny_model)
+
+
+def assert_answers_of(numbers: dict, adapters: dict[str, Path], tiny_model: Path) -> None:
+    """Eight prompts, answered by each model as a plain loop over its files' weights has it."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokens = {f"<s>{pair['prompt']}": tokenizer(pair["prompt"]).input_ids for pair in PAIRS}
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    before = {}
+    for (name, folder), (run, answers) in zip(
+        [("one", adapters["one"]), *list(adapters.items())[1:]], numbers["answers"].items(), strict=True
+    ):
+        assert run == name or name == "one"
+        asked = [sample["prompt"] for sample in answers["samples"]]
+        assert len(set(asked)) == 8 and answers["why_not"] is None
+        if name == "whole":
+            model = AutoModelForCausalLM.from_pretrained(folder)
+        else:
+            model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), folder)
+        end, most = [tokenizer.eos_token_id], answers["max_new_tokens"]
+        for sample in answers["samples"]:
+            prompt = tokens[sample["prompt"]]
+            before.setdefault(sample["prompt"], tokenizer.decode(greedy(base, prompt, most, end)))
+            assert sample["before"] == before[sample["prompt"]]
+            assert sample["after"] == tokenizer.decode(greedy(model, prompt, most, end)), name
 
 
 def test_without_options_it_is_of_what_the_yaml_trained(call, run, paired, lora):
@@ -161,14 +186,30 @@ def test_without_options_it_is_of_what_the_yaml_trained(call, run, paired, lora)
 def test_another_data_set(call, paired, adapters, tiny_model, tmp_path):
     others = make_pairs(7, seed=11)
     path = write_jsonl(tmp_path / "others.jsonl", others)
-    result, folder = call(paired, "--adapter", adapters["one"], "--data", path)
+    result, folder = call(paired, "--adapter", adapters["one"], "--data", path, "--samples", 3)
     assert result.exit_code == 0, result.output
     numbers = numbers_of(folder)
     assert numbers["source"] == {"kind": "data", "description": f"{path} (7 pairs)"}
+    prompts = {sample["prompt"] for sample in numbers["answers"]["aot"]["samples"]}
+    assert len(prompts) == 3 and prompts <= {f"<s>{pair['prompt']}" for pair in others}
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     change = numbers["runs"]["aot"]["changes"]["chosen"]["log_probability_before"]
     assert change == pytest.approx(logprobs(base, tokenizer, others, "chosen").mean(), rel=1e-5)
+
+
+def test_models_that_cannot_answer_are_scored_all_the_same(call, paired, adapters, caplog, monkeypatch):
+    def fail(*_):
+        raise MemoryError("no room for keys and values")
+
+    monkeypatch.setattr("axolotl_aot.report.compared_answers.greedy_answers", fail)
+    result, folder = call(paired, "--adapter", adapters["one"])
+    assert result.exit_code == 0, result.output
+    why = "reference: MemoryError: no room for keys and values"
+    assert numbers_of(folder)["answers"]["aot"]["why_not"] == why
+    assert any(why in record.getMessage() for record in caplog.records)
+    result, folder = call({**paired, "aot_report_samples": 0}, "--adapter", adapters["one"])
+    assert numbers_of(folder)["answers"] == {}
 
 
 def test_4_bit_weights(call, paired, qlora, adapters, expected):

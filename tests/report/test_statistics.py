@@ -1,6 +1,10 @@
 """Every number of the report, computed again from the raw log-probabilities; intervals by their coverage."""
 
+import itertools
 import json
+import re
+from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import ot
@@ -289,7 +293,7 @@ def test_many_places_are_told_as_a_share():
     lower = upper + torch.tensor([1.5, -1.5] * 10).sort().values.sort().values
     wave = upper + torch.tensor([0.4, -0.4] * 10)
     found = verdict(COMPARISONS["rewards"], quantile_steps(upper, wave), "first")["verdict"]
-    assert found.endswith("fails at 50% of the quantiles, below the 95th percentile")
+    assert found.endswith("fails at 50% of the quantiles, all of them below the 95th percentile")
     assert not verdict(COMPARISONS["rewards"], quantile_steps(lower, upper), "first")["holds"]
 
 
@@ -298,7 +302,147 @@ def test_a_few_places_of_next_to_no_mass_are_not_told_as_nothing():
     lower = upper - 0.4
     lower[[3000, 5000, 7000]] += 0.6
     found = verdict(COMPARISONS["rewards"], quantile_steps(upper, lower), "first")["verdict"]
-    assert "at less than 0.1% of the quantiles, from the 30th to the 70th percentile" in found
+    assert "at less than 0.1% of the quantiles, all of them from the 30th to the 70th percentile" in found
+
+
+# Of the words of a verdict.
+SHARE = re.compile(
+    r"at (less than |more than )?([\d.]+)% of the quantiles, (spread over the whole range|all of them )"
+)
+PLACES = {
+    r"at every quantile": lambda: ("0", "100"),
+    r"below the ([\d.]+)\w\w percentile": lambda end: ("0", end),
+    r"above the ([\d.]+)\w\w percentile": lambda begin: (begin, "100"),
+    r"from the ([\d.]+)\w\w to the ([\d.]+)\w\w percentile": lambda begin, end: (begin, end),
+    r"around the ([\d.]+)\w\w percentile": lambda middle: (middle, middle),
+}
+
+
+def rounding(number: str) -> Fraction:
+    """Half of the last digit that a number shows."""
+    return Fraction(1, 2 * 10 ** len(number.partition(".")[2]))
+
+
+def places_of(words: str) -> list[tuple[str, str]]:
+    """Begin and end of each, in percentiles."""
+    found = []
+    for part in words.split(" and "):
+        ((ends, match),) = [(f, m) for pattern, f in PLACES.items() if (m := re.fullmatch(pattern, part))]
+        found.append(ends(*match.groups()))
+    return found
+
+
+def failing_by_hand(upper, lower, masses, order: str) -> list[tuple[Fraction, Fraction]]:
+    """Intervals of levels, in percentiles, with exact arithmetic: a loop over the steps of both functions."""
+    edges = {Fraction(0)}
+    functions = []
+    for values, weights in zip((upper, lower), masses, strict=True):
+        steps, level = [], Fraction(0)
+        for value, weight in sorted(zip(values, weights, strict=True)):
+            level += Fraction(weight, sum(weights))
+            steps.append((level, Fraction(value)))
+            edges.add(level)
+        functions.append(steps)
+    failing, integral = [], Fraction(0)
+    for begin, end in itertools.pairwise(sorted(edges)):
+        u, v = (next(value for level, value in steps if level >= end) for steps in functions)
+        start, integral = integral, integral + (end - begin) * (u - v)
+        if order == "first":
+            bad = (begin, end) if u < v else None
+        elif min(start, integral) >= 0:
+            bad = None
+        else:
+            zero = begin + (end - begin) * start / (start - integral) if start != integral else begin
+            bad = (begin if start < 0 else zero, end if integral < 0 else zero)
+        if bad and failing and failing[-1][1] == bad[0]:
+            bad = (failing.pop()[0], bad[1])
+        failing += [bad] if bad else []
+    return [(100 * begin, 100 * end) for begin, end in failing]
+
+
+def assert_words_agree(words: str, failing: list[tuple[Fraction, Fraction]]) -> None:
+    """Share and places are those of the failing levels, but for the rounding of what is shown."""
+    share = sum(end - begin for begin, end in failing)
+    told = SHARE.match(words)
+    if told:
+        bound, number, where = told.groups()
+        shown = Fraction(number)
+        if bound:
+            assert (0 < share < shown) if bound == "less than " else (shown < share < 100), words
+        else:
+            assert 0 < shown < 100 and abs(share - shown) <= rounding(number), words
+        named = [("0", "100")] if where.startswith("spread") else places_of(words[told.end() :])
+        assert len(named) == 1, words
+    else:
+        named = places_of(words)
+    ends = [[(Fraction(end), rounding(end) if end not in ("0", "100") else TINY) for end in p] for p in named]
+    for begin, end in failing:  # all of them are within what is named
+        assert any(b - rb <= begin and end <= e + re for (b, rb), (e, re) in ends), words
+    if told:  # which is no wider than they are
+        ((b, rb), (e, re)) = ends[0]
+        assert abs(failing[0][0] - b) <= rb and abs(failing[-1][1] - e) <= re, words
+    else:
+        much = sum(e - b for (b, _), (e, _) in ends) - share
+        assert much <= share / 100 + sum(rb + re for (_, rb), (_, re) in ends), words
+
+
+TINY = Fraction(1, 10**7)
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_words_agree_with_the_curves(order):
+    """Random curves of all kinds: few steps and many, other sizes, masses; mostly failing, and hardly."""
+    rng = np.random.default_rng(3)
+    seen = Counter()
+    for trial in range(600):
+        n, m = (int(size) for size in 2 ** rng.uniform(0, 7, 2))
+        m = n if trial % 2 else m
+        spread = int(rng.choice([2, 8, 300]))
+        upper = rng.integers(-spread, spread + 1, n)
+        lower = rng.integers(-spread, spread + 1, m) + int(rng.integers(-2, 3))
+        if trial % 3 == 0:  # near one another, so that many places fail
+            upper = np.sort(rng.integers(0, 1000 * n, n))
+            lower = upper + rng.integers(-3, 4, n) * rng.integers(0, 2, n)
+        weighted = trial % 5 == 0
+        masses = [rng.integers(1, 50 if weighted else 2, len(s)) for s in (upper, lower)]
+        failing = failing_by_hand(upper.tolist(), lower.tolist(), [w.tolist() for w in masses], order)
+        tensors = [torch.tensor(s, dtype=torch.float64) for s in (upper, lower)]
+        weights = [torch.tensor(w, dtype=torch.float64) if weighted else None for w in masses]
+        steps = quantile_steps(*tensors, upper_weights=weights[0], lower_weights=weights[1])
+        found = verdict(COMPARISONS["rewards"], steps, order)["verdict"]
+        words = found.partition(": fails ")[2]
+        assert bool(words) == bool(failing), found
+        if failing:
+            assert_words_agree(words, failing)
+            seen[re.sub(r"[\d.]+(%|\w\w)", "#", words)] += 1
+    kinds = ["all of them", "every", "below", "above", "from", " and "]
+    kinds += ["spread"] if order == "first" else []
+    assert all(any(kind in words for words in seen) for kind in kinds), seen
+
+
+def test_words_of_many_levels():
+    """Rarer curves: thousands of steps, of which a few fail, all but a few, or few near an end."""
+    rng = np.random.default_rng(4)
+    n = 3000
+    for bad in (1, 2, 3, 9, n // 100, n - 9, n - 2, n - 1, n):
+        for within, middle in itertools.product((bad, min(n, bad + 3), min(n, 20 * bad), n), (0, 0.5, 1)):
+            gap = np.ones(n, int)
+            gap[int(middle * (n - within)) + rng.choice(within, bad, replace=False)] = -1
+            upper = 10 * np.arange(n)
+            tensors = [torch.tensor(s, dtype=torch.float64) for s in (upper, upper - gap)]
+            words = verdict(COMPARISONS["rewards"], quantile_steps(*tensors), "first")["verdict"]
+            levels = [Fraction(100 * int(i), n) for i in np.flatnonzero(gap < 0)]
+            failing = [(level, level + Fraction(100, n)) for level in levels]
+            assert_words_agree(words.partition(": fails ")[2], joined(failing))
+
+
+def joined(intervals: list[tuple[Fraction, Fraction]]) -> list[tuple[Fraction, Fraction]]:
+    merged: list[tuple[Fraction, Fraction]] = []
+    for begin, end in intervals:
+        if merged and merged[-1][1] == begin:
+            begin = merged.pop()[0]
+        merged.append((begin, end))
+    return merged
 
 
 @pytest.mark.parametrize(

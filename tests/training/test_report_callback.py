@@ -2,22 +2,26 @@
 
 import json
 import signal
+import struct
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import wandb
 from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from wandb.proto.wandb_internal_pb2 import Record
 
 from axolotl_aot.quantiles import MARGIN_METRICS, PERCENTILES
 from axolotl_aot.training.interrupt import interruptible
 from axolotl_aot.training.report_callback import ReportCallback
-from tests.by_hand import assert_numbers_of, logprobs
+from tests.by_hand import assert_numbers_of, greedy, logprobs
 from tests.helpers import column
 from tests.marks import slow_except
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows
@@ -41,6 +45,27 @@ def sides(config: dict, pairs: list[dict]) -> dict[str, tuple[np.ndarray, np.nda
     reference = {key: logprobs(base, tokenizer, pairs, key) for key in ("chosen", "rejected")}
     policy = PeftModel.from_pretrained(base, config["output_dir"])
     return {key: (logprobs(policy, tokenizer, pairs, key), reference[key]) for key in reference}
+
+
+def assert_answers_of(numbers: dict, config: dict, rows: list[dict], count: int = 8) -> None:
+    """The report's answers are the saved model's and the base model's, to `count` of these rows' prompts."""
+    (answers,) = numbers["answers"].values()
+    assert answers["why_not"] is None
+    tokenizer = AutoTokenizer.from_pretrained(config["base_model"])
+    base, policy = (AutoModelForCausalLM.from_pretrained(config["base_model"]) for _ in range(2))
+    models = {"before": base, "after": PeftModel.from_pretrained(policy, config["output_dir"])}
+    tokens = {f"<s>{row['prompt']}": tokenizer(row["prompt"]).input_ids for row in rows}
+    asked = [sample["prompt"] for sample in answers["samples"]]
+    assert len(set(asked)) == len(asked) == count and set(asked) <= set(tokens)
+    end, most = tokenizer.eos_token_id, answers["max_new_tokens"]
+    for when, model in models.items():
+        found = [greedy(model, tokens[prompt], most, [end]) for prompt in asked]
+        assert [sample[when] for sample in answers["samples"]] == [tokenizer.decode(a) for a in found]
+        assert [sample[f"tokens_{when}"] for sample in answers["samples"]] == [len(a) for a in found]
+        assert answers[when]["length"] == pytest.approx(np.mean([len(a) for a in found]))
+        assert answers[when]["ended"] == pytest.approx(np.mean([a[-1] == end for a in found]))
+    completions = [row[key] for row in rows for key in ("chosen", "rejected", "completion") if key in row]
+    assert most == 2 * max(len(tokenizer.encode(c, add_special_tokens=False)) + 1 for c in completions)
 
 
 @pytest.fixture
@@ -89,6 +114,9 @@ def test_a_run_of_pairs(run, small, capsys):
             assert answer["prompt"] == f"<s>{pairs[i]['prompt']}"
             assert answer["completion"] == f"{pairs[i][side]}</s>"
     assert [entry["loss"] for entry in numbers["history"] if "loss" in entry] == column(trainer, "loss")
+    assert_answers_of(numbers, config, pairs)
+    before = [sample["before"] for sample in numbers["answers"]["aot"]["samples"]]
+    assert before != [sample["after"] for sample in numbers["answers"]["aot"]["samples"]]
     assert numbers["settings"]["rl"] == "aot" and numbers["settings"]["aot_penalty"] == "logistic"
 
 
@@ -100,8 +128,9 @@ def test_a_run_of_labels_with_weights(run, unpaired_config, lora, tmp_path):
     config = with_rows(config, tmp_path / "train.jsonl", training)
     for key in ("datasets", "test_datasets"):
         config[key] = [{**config[key][0], "field_weight": "mass"}]
-    config = {**config, "eval_steps": 4, "learning_rate": 5e-3}
-    run(config)
+    config = {**config, "eval_steps": 4, "learning_rate": 5e-3, "gradient_checkpointing": True}
+    run({**config, "aot_report_samples": 5})
+    assert_answers_of(read(config), config, rows, count=5)
     report = read(config)["runs"]["aot_unpaired"]
     assert report["answers"] == {"chosen": 11, "rejected": 10}
     assert "accuracy" not in report and "log_ratios" not in report["comparisons"]
@@ -137,7 +166,7 @@ def test_without_an_evaluation_set_it_is_of_the_last_steps(run, paired_config, l
     )
     report = numbers["runs"]["aot"]
     assert report["answers"] == {"chosen": 512, "rejected": 512}
-    assert numbers["examples"] == {}
+    assert numbers["examples"] == numbers["answers"] == {}
     for side in ("chosen", "rejected"):
         logged = np.mean(column(trainer, f"logps/{side}")[-64:])
         assert report["changes"][side]["log_probability_after"] == pytest.approx(logged, rel=1e-5)
@@ -150,6 +179,7 @@ def test_the_best_model_is_what_is_reported_where_it_is_loaded(run, evaluated, l
     assert best < trainer.state.global_step
     numbers = read(config)
     assert numbers["source"]["step"] == best
+    assert_answers_of(numbers, config, make_pairs(12, seed=5))
     assert_numbers_of(numbers, sides(config, make_pairs(12, seed=5)), "aot")
 
 
@@ -174,6 +204,26 @@ def test_a_failure_before_the_model_is_saved_loses_nothing(run, small, caplog, m
     run(config)
     assert (Path(config["output_dir"]) / "adapter_model.safetensors").exists()
     assert any("no dominance report: MemoryError: no room" in r.getMessage() for r in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("failure", "why"),
+    [
+        pytest.param(lambda: torch.zeros(2**60), "RuntimeError: ", marks=pytest.mark.slow),
+        (lambda: signal.raise_signal(signal.SIGINT), "KeyboardInterrupt"),
+    ],
+    ids=["exception", "Ctrl-C"],
+)
+def test_answers_that_fail_lose_nothing(run, small, caplog, monkeypatch, failure, why):
+    """Neither the trained model nor the rest of the report; axolotl's handler of Ctrl-C would end the run."""
+    monkeypatch.setattr("axolotl_aot.training.answer_samples.greedy_answers", lambda *_: failure())
+    config, _ = small
+    trainer = run(config)
+    assert (Path(config["output_dir"]) / "adapter_model.safetensors").exists()
+    answers = read(config)["answers"]["aot"]
+    assert answers["why_not"].startswith(why) and answers["samples"] == []
+    assert any(f"no answers in the report: {why}" in r.getMessage() for r in caplog.records)
+    assert not any("answers/length" in entry for entry in trainer.state.log_history)
 
 
 def test_aot_report_false(run, small):
@@ -246,6 +296,12 @@ def test_curves_and_scalars_in_tensorboard(run, small):
     names = set(log.Tags()["scalars"])
     for metric in (*MARGIN_METRICS.values(), "dominance/violation", "dominance/violation_rate"):
         assert {f"train/{metric}", f"eval/{metric}"} <= names
+    answers = read(config)["answers"]["aot"]
+    for key, measured in answers["after"].items():
+        for name, value in ((key, measured), (f"{key}_before", answers["before"][key])):
+            (scalar,) = log.Scalars(f"train/answers/{name}")
+            assert (scalar.step, scalar.value) == (4, pytest.approx(value))
+    assert len(list(events.glob("events.out.tfevents.*"))) == 1  # logged before it was closed
 
 
 def test_curves_in_wandb(run, small, tmp_path, monkeypatch):
@@ -258,6 +314,41 @@ def test_curves_in_wandb(run, small, tmp_path, monkeypatch):
     for path in pictures:
         with Image.open(path) as image:
             assert image.width > 500 and len(image.getcolors(10**7)) > 50
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    logged = {}
+    for item in history(file):
+        logged.update(item)
+    answers = read(config)["answers"]["aot"]
+    for key, measured in answers["after"].items():
+        assert logged[f"train/answers/{key}"] == pytest.approx(measured)
+        assert logged[f"train/answers/{key}_before"] == pytest.approx(answers["before"][key])
+
+
+def history(file: Path) -> list[dict]:
+    """What a run has logged, from wandb's own file."""
+    found = []
+    for data in records_of(file):
+        record = Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            found.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})
+    return found
+
+
+def records_of(file: Path) -> Iterator[bytes]:
+    """LevelDB's log format, after wandb's header: blocks of 32 KiB of pieces, each with a head of 7 bytes."""
+    data, position, record = file.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (left := 32_768 - position % 32_768) < 7:
+            position += left  # a block's end, too short for a head
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last of its pieces
+            yield record
+            record = b""
 
 
 def test_ctrl_c_while_the_report_is_written():

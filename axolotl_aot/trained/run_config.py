@@ -14,6 +14,7 @@ from axolotl.utils.dict import DictDefault
 
 from axolotl_aot import config
 from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.trained.weights import kind_of
 from axolotl_aot.unread_keys import without_unread_keys
 
 PLUGIN = "axolotl_aot.AOTPlugin"
@@ -96,9 +97,14 @@ def load_without_training(cfg: dict[str, Any], out: Path) -> DictDefault:
 
 
 def trained_by(raw: dict[str, Any]) -> Path:
-    """Where a run's own result is; AOT's may be named by `lora_model_dir`, as for `axolotl evaluate`."""
-    named = raw.get("lora_model_dir") if raw["rl"] in config.RL_TYPES else None
-    return Path(named) if named else output_dir(raw)
+    """Where a run's own result is: in `output_dir`, or where AOT's `lora_model_dir` says, if there is none.
+
+    A run that started from the adapter in `lora_model_dir` has its result in `output_dir`.
+    """
+    folder, named = output_dir(raw), raw.get("lora_model_dir")
+    if not named or raw["rl"] not in config.RL_TYPES or kind_of(folder) is not None:
+        return folder
+    return Path(named)
 
 
 def output_dir(raw: dict[str, Any]) -> Path:

@@ -30,7 +30,7 @@ def quickstart(directory: Path, rates: bool) -> None:
 def _write(directory: Path) -> None:
     from rich.progress import track
 
-    from axolotl_aot.quickstart import write_quickstart
+    from axolotl_aot.quickstart.files import ROUNDS_NAME, write_quickstart
 
     try:
         yamls = write_quickstart(directory, progress=lambda steps: track(steps, "Training the base model"))
@@ -40,10 +40,12 @@ def _write(directory: Path) -> None:
     for path in yamls:
         click.echo(f"  axolotl train {path}")
     click.echo(f"  axolotl aot-quickstart {directory} --rates")
+    click.echo(f"  sh {directory / ROUNDS_NAME}    # two rounds on the model's own answers")
 
 
 def _print_rates(directory: Path) -> None:
-    from axolotl_aot.quickstart import KINDS, measure_rates
+    from axolotl_aot.quickstart.files import measure_rates
+    from axolotl_aot.quickstart.task import KINDS
 
     try:
         rates = measure_rates(directory)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from axolotl_aot.quickstart import EOS, make_tokenizer, new_model, token_ids
+from axolotl_aot.quickstart.base_model import make_tokenizer, new_model, token_ids
+from axolotl_aot.quickstart.task import EOS
 from benchmarks.alignment import preferences
 from benchmarks.alignment.preferences import Data, draw_pairs, draw_rows, held_out_pairs
 from benchmarks.alignment.scores import logprobs

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 from trl import DPOConfig, DPOTrainer
 
 from axolotl_aot.dominance import anchor_loss, dominance_loss
-from axolotl_aot.quickstart import make_tokenizer, new_model
+from axolotl_aot.quickstart.base_model import make_tokenizer, new_model
 from benchmarks.alignment.batched import kinds, losses, search, training
 from benchmarks.alignment.batched.losses import Ours, Step
 from benchmarks.alignment.batched.model import (

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from axolotl_aot import quickstart
 from axolotl_aot.cli import quickstart as command
+from axolotl_aot.quickstart import base_model, files, task
 
 
 @pytest.mark.parametrize(
@@ -29,19 +29,19 @@ from axolotl_aot.cli import quickstart as command
     ],
 )
 def test_kinds_of_answers(answer, kind):
-    assert quickstart.kind_of("cadb", answer) == kind
+    assert task.kind_of("cadb", answer) == kind
 
 
 def test_held_out_problems_are_held_out():
-    train, held_out = quickstart.split_problems()
-    assert len(held_out) == quickstart.HELD_OUT
+    train, held_out = task.split_problems()
+    assert len(held_out) == task.HELD_OUT
     assert not set(train) & set(held_out)
     assert len(train) + len(held_out) == 12 * 11 * 10 * 9
 
 
 def test_rates_of_a_model_that_knows_only_one_answer():
-    tokenizer = quickstart.make_tokenizer()
-    problems = quickstart.split_problems()[1][:50]
+    tokenizer = base_model.make_tokenizer()
+    problems = task.split_problems()[1][:50]
 
     class Sorter(torch.nn.Module):
         """Puts all probability on the next token of the upward answer, or stops one letter early."""
@@ -56,12 +56,20 @@ def test_rates_of_a_model_that_knows_only_one_answer():
                 words = tokenizer.decode(ids).split()
                 prompt, answer = words[2:6], words[7:]
                 done = len(answer) == self.length
-                word = quickstart.EOS if done or len(answer) > 3 else sorted(prompt)[len(answer)]
+                word = task.EOS if done or len(answer) > 3 else sorted(prompt)[len(answer)]
                 logits[row, -1, tokenizer.convert_tokens_to_ids(word)] = 0
             return type("Output", (), {"logits": logits})
 
-    assert quickstart.answer_rates(Sorter(4), tokenizer, problems)["right"] == 1
-    assert quickstart.answer_rates(Sorter(3), tokenizer, problems)["malformed"] == 1
+    assert base_model.answer_rates(Sorter(4), tokenizer, problems)["right"] == 1
+    assert base_model.answer_rates(Sorter(3), tokenizer, problems)["malformed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "score"),
+    [("a b c d", 7 / 7), ("a b d c", 6 / 7), ("d c b a", 1 / 7), ("a b c", 0), ("a b c c", 0), ("", 0)],
+)
+def test_the_reward_of_rounds_goes_with_pairs_in_order(answer, score):
+    assert task.reward("sort c a d b :", ["d c b a", answer]) == [1 / 7, score]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def written(tmp_path_factory):
     """Two folders, written with a base model of a few steps."""
     folders = [tmp_path_factory.mktemp("quickstart") / name for name in ("one", "two")]
     for folder in folders:
-        quickstart.write_quickstart(folder, base_steps=3)
+        files.write_quickstart(folder, base_steps=3)
     return folders
 
 
@@ -86,21 +94,37 @@ def test_data_teach_the_right_answer(written):
     pairs = [
         json.loads(line) for line in (written[0] / "data" / "pairs_train.jsonl").read_text().splitlines()
     ]
-    assert len(pairs) == quickstart.ALIGNED
+    assert len(pairs) == files.ALIGNED
     for pair in pairs:
         letters = pair["prompt"].split()[1:-1]
-        assert quickstart.kind_of(letters, f"{pair['chosen'].strip()} </s>") == "right"
-        assert quickstart.kind_of(letters, f"{pair['rejected'].strip()} </s>") == "wrong"
+        assert task.kind_of(letters, f"{pair['chosen'].strip()} </s>") == "right"
+        assert task.kind_of(letters, f"{pair['rejected'].strip()} </s>") == "wrong"
     rows = [
         json.loads(line) for line in (written[0] / "data" / "unpaired_eval.jsonl").read_text().splitlines()
     ]
     assert 0.4 < sum(row["label"] for row in rows) / len(rows) < 0.6
     for row in rows:
-        kind = quickstart.kind_of(row["prompt"].split()[1:-1], f"{row['completion'].strip()} </s>")
+        kind = task.kind_of(row["prompt"].split()[1:-1], f"{row['completion'].strip()} </s>")
         assert kind == ("right" if row["label"] else "wrong")
 
 
-@pytest.mark.parametrize("method", quickstart.METHODS)
+def test_rounds_ask_what_nothing_else_has_asked(written):
+    data = written[0] / "data"
+    names = ["pairs_train", "unpaired_train", "pairs_eval", "unpaired_eval"]
+    asked = [
+        {row["text_prompt"] for row in map(json.loads, (data / name).read_text().splitlines())}
+        for name in ("prompts1.jsonl", "prompts2.jsonl")
+    ]
+    known = {
+        row["prompt"]
+        for name in names
+        for row in map(json.loads, (data / f"{name}.jsonl").read_text().splitlines())
+    }
+    assert [len(prompts) for prompts in asked] == [files.ROUND_PROMPTS] * 2
+    assert not asked[0] & asked[1] and not (asked[0] | asked[1]) & known
+
+
+@pytest.mark.parametrize("method", [*files.METHODS, *files.ROUNDS])
 def test_the_yamls_load(written, load, method):
     config = yaml.safe_load((written[0] / f"{method}.yml").read_text())
     cfg = load(config)
@@ -113,7 +137,7 @@ def test_the_command_before_and_after_training(written, tmp_path):
     result = CliRunner().invoke(command, [str(folder)])
     assert result.exit_code == 0, result.output
     shown = result.output.splitlines()
-    for method in quickstart.METHODS:
+    for method in files.METHODS:
         assert f"  axolotl train {folder / method}.yml" in shown
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(folder / "outputs" / "aot")

@@ -34,6 +34,7 @@ from axolotl_aot.trained.run_config import (
     without_file,
     without_training,
 )
+from axolotl_aot.trained.weights import matmul_dtype
 
 LOG = get_logger(__name__)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from axolotl_aot.quickstart import EOS, PAD, Progress, fit, new_model, token_ids
+from axolotl_aot.quickstart.base_model import PAD, Progress, fit, new_model, token_ids
+from axolotl_aot.quickstart.task import EOS
 from benchmarks.alignment.tasks import Task
 from benchmarks.alignment.tasks.task import SEED
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from axolotl_aot.quickstart import Problem
+from axolotl_aot.quickstart.task import Problem
 from benchmarks.alignment.tasks import TASKS, Task
 from benchmarks.alignment.tasks.task import SEED
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from axolotl_aot.dominance import violation
 from axolotl_aot.quantiles import quantiles
-from axolotl_aot.quickstart import EOS, Problem, token_ids
+from axolotl_aot.quickstart.base_model import token_ids
+from axolotl_aot.quickstart.task import EOS, Problem
 from benchmarks.alignment.preferences import held_out_pairs
 from benchmarks.alignment.summaries import summary
 from benchmarks.alignment.tasks import Task

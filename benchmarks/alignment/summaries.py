@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from axolotl_aot.quickstart import EOS, Problem
+from axolotl_aot.quickstart.task import EOS, Problem
 from benchmarks.alignment.tasks import Task
 
 WORST = 0.1  # share of the answers whose mean is told besides that of all

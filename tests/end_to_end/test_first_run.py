@@ -70,6 +70,26 @@ def test_four_methods_in_one_figure_within_a_minute(folder):
         assert run["comparisons"]["rewards"]["after"]["margins"]["p50"]["value"] > 1
 
 
+def test_two_rounds_on_the_models_own_answers(folder):
+    environment = {**ENVIRONMENT, "PATH": f"{AXOLOTL.parent}:{ENVIRONMENT['PATH']}"}
+    run = subprocess.run(["sh", str(folder / "rounds.sh")], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    rows = re.findall(r"^(\w+) +([\d.]+)% +[\d.]+% +([\d.]+)%$", run.stdout, re.MULTILINE)
+    right = {name: float(rate) for name, rate, _ in rows}
+    malformed = {name: float(rate) for name, _, rate in rows}
+    assert right["base"] < 60 and right["round1"] > right["base"] + 20 and right["round2"] > 85
+    assert malformed["round2"] <= malformed["base"] + 5
+    answers = [
+        [json.loads(line) for line in (folder / "data" / f"answers{number}.jsonl").open()]
+        for number in (1, 2)
+    ]
+    before, after = (
+        sum(sum(row["scores"]) for row in rows) / sum(len(row["scores"]) for row in rows) for rows in answers
+    )
+    assert after > before + 0.1  # the second round's are the first round's policy's
+    assert answers[1][0]["sampled_from"]["adapter"] == str(folder / "outputs" / "round1")
+
+
 def test_a_mistake_in_the_yaml_is_told_in_the_last_line(folder):
     path = folder / "mistake.yml"
     path.write_text((folder / "aot.yml").read_text() + "\naot_penalty: squared-hinge\n")

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from axolotl_aot.quickstart import EOS, PAD, Problem
+from axolotl_aot.quickstart.base_model import PAD
+from axolotl_aot.quickstart.task import EOS, Problem
 from benchmarks.alignment.batched.losses import Loss, Step
 from benchmarks.alignment.batched.model import Adapter, Base, load_base, new_adapter, sample, token_logprobs
 from benchmarks.alignment.preferences import Data

@@ -17,7 +17,7 @@ import random
 
 import numpy as np
 
-from axolotl_aot.quickstart import LETTERS, Problem
+from axolotl_aot.quickstart.task import LETTERS, Problem
 from benchmarks.alignment.tasks.task import SEED, Answer, Task
 
 ROW = 8  # letters of a problem

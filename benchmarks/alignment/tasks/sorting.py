@@ -10,7 +10,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from axolotl_aot.quickstart import LETTERS, Problem, prompt_of
+from axolotl_aot.quickstart.task import LETTERS, Problem, prompt_of
 from benchmarks.alignment.tasks.task import SEED, Answer, Task
 
 LENGTH = 5

@@ -10,7 +10,8 @@ from typing import ClassVar
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from axolotl_aot.quickstart import EOS, Problem, make_tokenizer
+from axolotl_aot.quickstart.base_model import make_tokenizer
+from axolotl_aot.quickstart.task import EOS, Problem
 
 SEED = 0
 HELD_OUT = 3072  # problems that nothing is trained on: to choose by, to score, and pairs to score

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from axolotl.common.datasets import load_preference_datasets
 from peft import LoraConfig, get_peft_model
 from transformers import (

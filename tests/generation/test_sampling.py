@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from axolotl.common.datasets import load_preference_datasets
 from peft import LoraConfig, get_peft_model
 from transformers import (
@@ -19,6 +21,7 @@ from transformers import (
 
 from tests.generation.conftest import QUESTIONS
 from tests.marks import slow_except
+from tests.processes import AXOLOTL, ENVIRONMENT
 from tests.tiny import write_jsonl
 
 COUNT = 7  # prompts
@@ -508,3 +511,33 @@ def test_an_unfinished_file_has_one_writer(tmp_path):
     ):
         PartialFile(tmp_path / "a.partial", {"n": 1})
     PartialFile(tmp_path / "a.partial", {"n": 1})
+
+
+def test_each_batch_draws_of_its_own():
+    from axolotl_aot.data.prompts import Prompt
+    from axolotl_aot.generation.job import Job
+    from axolotl_aot.generation.settings import Settings
+
+    prompts = [Prompt(i + 1, "red?", None, "red?", [1] * (i + 1), "", "</s>") for i in range(5)]
+    sizes = {"sequence_len": 64, "batch_size": 3, "behind": [0] * 5, "ends": {2}}
+    batches = {
+        seed: [job.batch(number) for number in range(len(job.batches))]
+        for seed in (1, 2)
+        for job in [Job(prompts, Settings(n=3, seed=seed), **sizes)]
+    }
+    assert len({batch.seed for of_seed in batches.values() for batch in of_seed}) == 10
+    for batch in batches[1]:  # prompt and answer together take 64 tokens at most
+        assert batch.decoding.max_new_tokens == 64 - max(map(len, batch.prompts))
+
+
+@pytest.mark.slow
+def test_the_real_command(chat, prompts, tmp_path):
+    path = tmp_path / "run.yml"
+    path.write_text(yaml.safe_dump(chat))
+    (tmp_path / "judge.py").write_text("def score(prompt, answers): return [len(a) for a in answers]")
+    words = ["--prompts", "prompts.jsonl", "--out", "answers.jsonl", "--base", "--reward", "judge:score"]
+    command = [AXOLOTL, "aot-sample", "run.yml", *words]
+    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "28 answers to 7 prompts, mean score " in result.stdout
+    assert len(rows_of(tmp_path / "answers.jsonl")) == COUNT

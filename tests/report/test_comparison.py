@@ -258,13 +258,23 @@ def test_rows_that_may_have_been_trained_on_are_told(call, paired_config, adapte
         assert (found, logged) == (told, told)
 
 
+def test_lora_model_dir_is_where_training_started(call, paired, adapters, expected):
+    """What a round has made lies in output_dir."""
+    result, folder = call(
+        {**paired, "output_dir": str(adapters["one"]), "lora_model_dir": str(adapters["weight"])}
+    )
+    assert result.exit_code == 0, result.output
+    assert_numbers_of(numbers_of(folder), expected["one"], "aot")
+
+
 def test_only_aots_own_types_read_lora_model_dir(call, paired, adapters, expected):
-    """axolotl starts every RL run with a new adapter; AOT's evaluation takes it for what was trained."""
-    config = {**paired, "output_dir": str(adapters["one"]), "lora_model_dir": str(adapters["weight"])}
-    for rl, name in (("dpo", "one"), ("aot", "weight")):
-        result, folder = call({**config, "rl": rl})
-        assert result.exit_code == 0, result.output
-        assert_numbers_of(numbers_of(folder), expected[name], rl)
+    """Where output_dir holds nothing; axolotl starts every other RL run with a new adapter."""
+    config = {**paired, "lora_model_dir": str(adapters["weight"])}
+    result, folder = call({**config, "rl": "aot"})
+    assert result.exit_code == 0, result.output
+    assert_numbers_of(numbers_of(folder), expected["weight"], "aot")
+    result, _ = call({**config, "rl": "dpo"})
+    assert result.exit_code == 1 and "no trained adapter or model there" in result.output
 
 
 @pytest.mark.parametrize(

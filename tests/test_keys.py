@@ -286,11 +286,7 @@ NEEDED = {
     "scaling_softmax_bias": {"scaling_softmax": True},
     "scaling_softmax_factor": {"scaling_softmax": True},
     "tiled_mlp_num_shards": {"tiled_mlp": True},
-    **{
-        key: {"adapter": "lora"}
-        for key in USED
-        if re.match("(lora_(?!model_dir)|peft|loraplus_lr_ratio)", key)
-    },
+    **{key: {"adapter": "lora"} for key in USED if re.match("(lora_|peft|loraplus_lr_ratio)", key)},
     "loraplus_lr_embedding": {"adapter": "lora", "loraplus_lr_ratio": 16},
     **{key: {"optimizer": "dion"} for key in USED if key.startswith("dion_")},
     **{key: {"optimizer": "q_galore_adamw8bit"} for key in USED if key.startswith("qgalore_")},

@@ -12,10 +12,7 @@ from tests.end_to_end.test_kill_and_resume import SHARDED, saving
 from tests.end_to_end.test_processes import WHOLE, assert_same, train
 
 pytestmark = pytest.mark.slow
-FSDP1 = {
-    "fsdp_version": 1,
-    "fsdp_config": {**FSDP, "use_orig_params": True, "sync_module_states": False},
-}
+FSDP1 = {"fsdp_version": 1, "fsdp_config": {**FSDP, "use_orig_params": True, "sync_module_states": False}}
 LORA_KINDS = [("paired", "lora"), ("unpaired", "lora")]
 ENGINES = {"ddp": {}, "fsdp2": FSDP2, "fsdp2, sharded files": SHARDED, "zero1": 1, "zero2": 2, "zero3": 3}
 
@@ -56,9 +53,9 @@ def test_every_engine_makes_the_same_round(processes, started, tmp_path, engine,
 
 @pytest.mark.parametrize("config", LORA_KINDS, indirect=True, ids="-".join)
 def test_fsdp1(processes, started, tmp_path):
-    config = {**started, "plugins": [*started["plugins"], "tests.on_cpu.EndBeforeSaving"]}
-    (expected,) = train(processes, config, tmp_path / "whole", WHOLE).steps
-    run = train(processes, {**config, **FSDP1}, tmp_path / "fsdp1", (2, 4, 2))
+    (expected,) = train(processes, started, tmp_path / "whole", WHOLE).steps
+    plugins = [*started["plugins"], "tests.on_cpu.EndBeforeSaving"]  # as in test_processes
+    run = train(processes, started, tmp_path / "fsdp1", (2, 4, 2), **FSDP1, plugins=plugins)
     assert run.engine["distributed_type"].endswith("FSDP")
     assert_same(run, expected)
 

@@ -89,6 +89,8 @@ def test_two_steps_by_hand(build, config, unpaired_config, tiny_model, start, tm
     with torch.no_grad():
         reference = torch.stack([logprob(merged, *sequence) for sequence in data])
     assert scored_as_reference(trainer).double() == pytest.approx(reference, abs=1e-4, rel=1e-5)
+    trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in policy.named_parameters() if p.requires_grad}
     trainer.train()
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], weight_decay=0.0)
     for number, (step, gradients) in enumerate(zip(steps(trainer), snapshots.gradients, strict=True)):

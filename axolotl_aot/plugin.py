@@ -48,11 +48,17 @@ class AOTPlugin(BasePlugin):
         return training_args(cfg)
 
     def pre_model_load(self, cfg: DictDefault) -> None:
-        """Before a model is read, policy or reference: what its files lack is drawn alike each time."""
+        """Before a model is read, policy or reference: what its files lack is drawn alike each time.
+
+        An adapter that is not there is told now, and not when a large model has been read.
+        """
         if config.active_rl(cfg):
             from axolotl_aot.training.new_tokens import draw_weights_alike
+            from axolotl_aot.training.start_checks import require_adapter
 
             draw_weights_alike()
+            if cfg.adapter and cfg.lora_model_dir:
+                require_adapter(cfg.lora_model_dir)
 
     def post_model_build(self, cfg: DictDefault, model: PreTrainedModel) -> None:
         """The same when it has been read, before axolotl makes its embeddings longer for new tokens."""

@@ -63,15 +63,7 @@ def require_start(folder: str, output_dir: str | None) -> LoraConfig:
             f"{key} lies in `output_dir: {output_dir}`, where the run would write over the adapter that it "
             "starts from, and could not be resumed: set another output_dir"
         )
-    try:
-        config = json.loads((path / ADAPTER_CONFIG).read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise AOTConfigError(
-            f"{key}: no adapter there ({ADAPTER_CONFIG}); training starts from an adapter in a local folder, "
-            "such as the output_dir of an earlier run; without the key it starts from base_model"
-        ) from None
-    except json.JSONDecodeError as error:
-        raise AOTConfigError(f"{key}: {ADAPTER_CONFIG} is damaged ({error})") from None
+    config = require_adapter(folder)
     kind = config.get("peft_type")
     if kind != PeftType.LORA.value:
         raise AOTConfigError(f"{key}: an adapter of PEFT's type {kind}; training can start from LoRA only")
@@ -82,6 +74,24 @@ def require_start(folder: str, output_dir: str | None) -> LoraConfig:
             "path_initial_model_for_weight_conversion)"
         )
     return PeftConfig.from_pretrained(folder)
+
+
+def require_adapter(folder: str) -> dict[str, Any]:
+    """What the adapter_config.json of a `lora_model_dir` holds.
+
+    Raises:
+        AOTConfigError: there is none, or it is damaged.
+    """
+    key = f"`lora_model_dir: {folder}`"
+    try:
+        return json.loads((Path(folder) / ADAPTER_CONFIG).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise AOTConfigError(
+            f"{key}: no adapter there ({ADAPTER_CONFIG}); training starts from an adapter in a local folder, "
+            "such as the output_dir of an earlier run; without the key it starts from base_model"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise AOTConfigError(f"{key}: {ADAPTER_CONFIG} is damaged ({error})") from None
 
 
 def require_same_adapter(policy: PeftModel, found: LoraConfig, folder: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -199,12 +200,14 @@ def test_another_base_model(tiny_model, start, trained_on, tmp_path, caplog):
         assert f"was trained on {base}, and training starts on {tiny_model}" in caplog.text
 
 
-def test_through_axolotl(build, load, paired_config, start, tmp_path):
+def test_through_axolotl(build, load, paired_config, tiny_model, start, tmp_path):
     config = {**paired_config, **LORA, "lora_model_dir": str(start)}
     with pytest.raises(ValueError, match=r"`lora_r: 8` \(the adapter: 4\)"):
         build({**config, "lora_r": 8})
+    without_weights = shutil.copytree(tiny_model, tmp_path / "base")  # a large model is not read before
+    (without_weights / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"`lora_model_dir: /some/adapter`: no adapter there"):
-        build({**config, "lora_model_dir": "/some/adapter"})
+        build({**config, "base_model": str(without_weights), "lora_model_dir": "/some/adapter"})
     with pytest.raises(ValueError, match="would write over the adapter"):
         build({**config, "output_dir": str(tmp_path / "start")})
     with pytest.raises(ValueError, match=r"`lora_model_dir: .*` has no effect without `adapter`"):

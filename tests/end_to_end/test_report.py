@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.end_to_end.engines import zero
+from tests.end_to_end.engines import FSDP2, zero
 from tests.tiny import make_pairs, unpair, with_test_rows
 
 
@@ -50,3 +50,16 @@ def test_two_processes_report_what_one_does(processes, config, evaluation, tmp_p
                 for end, curve in state["curves"].items():
                     found = theirs["comparisons"][key][when]["curves"][end]["quantiles"]
                     assert found == pytest.approx(curve["quantiles"], abs=1e-3), (key, when, end)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [("paired", "lora")], indirect=True)
+@pytest.mark.parametrize("engine", ["ZeRO-3", "FSDP"])
+def test_engines_that_shard_say_why_there_are_no_answers(processes, config, engine, tmp_path):
+    config = with_test_rows(config, tmp_path / "test.jsonl", make_pairs(13, seed=9))
+    keys = zero(3, tmp_path) if engine == "ZeRO-3" else FSDP2
+    config |= {"aot_report": True, "eval_steps": 4, "max_steps": 4, "micro_batch_size": 2, **keys}
+    processes.train(config, tmp_path / "run", 2)
+    answers = json.loads((tmp_path / "run/out/dominance/report.json").read_text())["answers"]["aot"]
+    assert f"{engine} no process holds all weights" in answers["why_not"] and answers["samples"] == []
+    assert "no answers in the report: under" in (tmp_path / "run/output.txt").read_text()

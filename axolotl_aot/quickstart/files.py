@@ -39,13 +39,13 @@ METHODS = {
 ANCHORED = f"{PLUGIN}rl: aot_unpaired\naot_anchor: 1\naot_penalty: sigmoid"
 # On the model's own answers: the second round starts where the first has ended.
 ROUNDS = {
-    "round1": Run(ANCHORED, "unpaired", "answers1", "type: ranked", "num_epochs: 3"),
+    "round1": Run(ANCHORED, "unpaired", "answers1", "type: ranked", "num_epochs: 1"),
     "round2": Run(
         f"{ANCHORED}\nlora_model_dir: {{folder}}/outputs/round1",
         "unpaired",
         "answers2",
         "type: ranked",
-        "num_epochs: 3",
+        "num_epochs: 1",
     ),
 }
 ROUNDS_NAME = "rounds.sh"

@@ -122,49 +122,77 @@ class Bench:
         return (token_logprobs(self.base, adapter, ids, prompt_length) * mask).sum(-1), mask.sum(-1).float()
 
 
-def train(bench: Bench, kinds: Mapping[str, Kind], runs: Sequence[Run]) -> Adapter:
-    """All runs have the same number of steps, and the same kind of data."""
+def train(
+    bench: Bench,
+    kinds: Mapping[str, Kind],
+    runs: Sequence[Run],
+    answers: Sequence[Answers] | None = None,
+    start: Adapter | None = None,
+    reference: Adapter | None = None,
+) -> Adapter:
+    """The runs' adapters. All runs have the same kind of data.
+
+    answers: of each run; None for those that were kept. start: where training begins; None for new adapters.
+    reference: the adapter under which the answers' reference was scored; None for the base model.
+    """
     order = {name: [i for i, run in enumerate(runs) if run.kind == name] for name in kinds}
     order = {name: numbers for name, numbers in order.items() if numbers}
-    adapter = new_adapter(bench.base, [run.seed for run in runs])
+    adapter = _trainable(start) if start else new_adapter(bench.base, [run.seed for run in runs])
     parameters = [p for pair in adapter.values() for p in pair]
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     rate = torch.tensor([run.learning_rate for run in runs], device=bench.device)
     beta = torch.tensor([[run.beta] for run in runs], device=bench.device)
-    answers = [bench.answers(run.data, run.seed) for run in runs]
-    ids, label, reference, length = (torch.stack(field) for field in zip(*answers, strict=True))
+    answers = answers or [bench.answers(run.data, run.seed) for run in runs]
+    ids, label, logps, length = (_stacked(field) for field in zip(*answers, strict=True))
     batches = [_batches(kinds[run.kind], run, own) for run, own in zip(runs, answers, strict=True)]
-    index, chosen = torch.stack([taken for taken, _ in batches]).to(bench.device), batches[0][1]
-    steps = index.shape[1]
-    for number in range(steps):
+    steps, chosen = torch.tensor([len(taken) for taken, _ in batches], device=bench.device), batches[0][1]
+    index = _stacked([taken for taken, _ in batches]).to(bench.device)
+    for number in range(index.shape[1]):
         now = index[:, number]
         taken = ids.gather(1, now[..., None].expand(-1, -1, ids.shape[-1]))
         policy, _ = bench.logprobs(adapter, taken)
-        step = Step(policy, *(x.gather(1, now) for x in (reference, label, length)), chosen)
+        step = Step(policy, *(x.gather(1, now) for x in (logps, label, length)), chosen)
         total = policy.new_zeros(())
         for name, numbers in order.items():
             kind = kinds[name]
             own = Step(*(x[numbers] if isinstance(x, Tensor) else x for x in step))
             if kind.mismatched:
-                some = {key: (a[numbers].detach(), b[numbers].detach()) for key, (a, b) in adapter.items()}
-                own = own._replace(mismatched=_mismatched(bench, some, taken[numbers]))
+                models = (_some(adapter, numbers), reference and _some(reference, numbers))
+                own = own._replace(mismatched=_mismatched(bench, *models, taken[numbers]))
             total = total + kind.loss(own, beta[numbers]).sum()
         gradients = torch.autograd.grad(total, parameters)
-        _adamw(parameters, gradients, first, second, number, rate * schedule(number, steps))
+        factor = torch.tensor([schedule(number, own) for own in steps.tolist()], device=bench.device)
+        _adamw(parameters, gradients, first, second, number, rate * factor)
     return {name: (a.detach(), b.detach()) for name, (a, b) in adapter.items()}
+
+
+def _trainable(adapter: Adapter) -> Adapter:
+    """A copy."""
+    return {name: tuple(x.clone().requires_grad_() for x in pair) for name, pair in adapter.items()}
+
+
+def _some(adapter: Adapter, numbers: Sequence[int]) -> Adapter:
+    """Those of some runs, without gradients."""
+    return {name: (a[numbers].detach(), b[numbers].detach()) for name, (a, b) in adapter.items()}
+
+
+def _stacked(fields: Sequence[Tensor]) -> Tensor:
+    """Those of all runs, the shorter ones filled up with zeros that no step takes, or none that learns."""
+    longest = max(map(len, fields))
+    return torch.stack([torch.cat([x, x.new_zeros(longest - len(x), *x.shape[1:])]) for x in fields])
 
 
 def _batches(kind: Kind, run: Run, answers: Answers) -> tuple[Tensor, int]:
     """Which answers each step takes, (steps, answers of a step), and how many of these are chosen ones."""
     total, positives = len(answers.label), int(answers.label.sum())
     rng = np.random.default_rng([run.seed, 7])
-    steps = total // (2 * SIZE)
+    steps = max(1, total // (2 * SIZE))
     count = max(1, round(2 * SIZE * positives / total))
     found = []
     fixed = rng.permutation(total)  # TRL's KTO trainer takes them in the same order every epoch
     for _ in range(run.epochs):
         if kind.by_chance:
-            taken = fixed[: steps * 2 * SIZE].reshape(steps, -1)
+            taken = np.resize(fixed, (steps, 2 * SIZE))
         else:
             upper = _repeated(rng, positives, steps * count)
             others = steps * (2 * SIZE - count)
@@ -181,19 +209,19 @@ def _repeated(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def _mismatched(bench: Bench, adapter: Adapter, ids: Tensor) -> Tensor:
+def _mismatched(bench: Bench, adapter: Adapter, reference: Adapter | None, ids: Tensor) -> Tensor:
     """Mean log-ratio of each prompt's answer taken from the one before it, at least as TRL estimates it."""
     cut = ids.shape[-1] - bench.task.max_words - 1
     other = torch.cat([ids[..., :cut], ids[..., cut:].roll(1, dims=1)], dim=-1)
-    return (bench.logprobs(adapter, other)[0] - bench.logprobs(None, other)[0]).mean(1)
+    return (bench.logprobs(adapter, other)[0] - bench.logprobs(reference, other)[0]).mean(1)
 
 
 def schedule(number: int, steps: int) -> float:
-    """Factor of the learning rate: a tenth of warm-up, then half a cosine (transformers)."""
+    """Factor of the learning rate: a tenth of warm-up, then half a cosine (transformers), then 0."""
     warm_up = int(0.1 * steps)
     if number < warm_up:
         return number / max(1, warm_up)
-    done = (number - warm_up) / max(1, steps - warm_up)
+    done = min(1.0, (number - warm_up) / max(1, steps - warm_up))
     return max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
 
 

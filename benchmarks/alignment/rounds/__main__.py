@@ -1,0 +1,4 @@
+from benchmarks.alignment.rounds.command import main
+
+if __name__ == "__main__":
+    main()

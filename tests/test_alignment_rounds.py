@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from axolotl_aot.quickstart import make_tokenizer, new_model
+from axolotl_aot.quickstart.base_model import make_tokenizer, new_model
 from benchmarks.alignment.batched import kinds, training
 from benchmarks.alignment.batched.model import new_adapter, token_logprobs
 from benchmarks.alignment.rounds import course as rounds

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks.alignment import search_tables, setting_tables, tables
+from benchmarks.alignment import round_tables, search_tables, setting_tables, tables
 from benchmarks.alignment.findings import Section
 from benchmarks.alignment.plan import Plan
 from benchmarks.alignment.results import Results
@@ -15,6 +15,7 @@ SECTIONS: dict[str, Callable[[Plan, Results], Section]] = {
     "longer": setting_tables.longer,
     "few": setting_tables.few,
     "variants": search_tables.variants,
+    "rounds": round_tables.rounds,
     "methods": tables.methods,
     "curves": tables.curves,
     "betas": tables.betas,

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 from axolotl_aot.data.prompts import Prompt
 from axolotl_aot.data.rendering.renderer import Renderer
 from axolotl_aot.generation.answers import Sampled, end_ids, read_answers
-from axolotl_aot.quickstart import make_tokenizer
+from axolotl_aot.quickstart.base_model import make_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

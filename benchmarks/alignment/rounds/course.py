@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axolotl_aot.quickstart import Problem
+from axolotl_aot.quickstart.task import Problem
 from benchmarks.alignment.batched.model import Adapter, new_adapter, sample
 from benchmarks.alignment.batched.training import Answers, Bench, Kind, Run, train
 from benchmarks.alignment.preferences import TEMPERATURE, Data

@@ -13,7 +13,7 @@ from benchmarks.alignment.choices import Place, chosen
 from benchmarks.alignment.rounds.course import Course
 
 SCORED = 8192  # answers of a course, over all its rounds
-KINDS = ("dpo", "kto", "aot_unpaired", "aot_unpaired, anchor", "aot_unpaired, doubted")
+KINDS = ("dpo", "kto", "aot_unpaired", "aot_unpaired, doubted")
 OURS = "aot_unpaired, doubted"
 SEEDS, FRESH = range(3), range(5, 15)
 RATES, LOWER_RATES = (3e-4, 6e-4, 1.2e-3), (1.5e-4, 3e-4, 6e-4)
@@ -30,9 +30,9 @@ class Shape(NamedTuple):
 
 SHAPES: dict[str, Shape] = {
     "one offline epoch": Shape({}),
-    "four offline epochs": Shape({"epochs": 4}, rates=LOWER_RATES),
     "two rounds": Shape({"rounds": 2}, later=LATER),
     "three rounds": Shape({"rounds": 3}, later=LATER),
+    "four offline epochs": Shape({"epochs": 4}, rates=LOWER_RATES),
 }
 # Of rounds, with what was best for them without.
 VARIANTS: dict[str, Mapping[str, Any]] = {
@@ -56,7 +56,7 @@ def _courses(kind: str, shape: Shape, task: str, seeds: Iterable[int]) -> list[C
 
 def search(results: Results, task: str) -> list[Course]:
     return [
-        course for kind in KINDS for shape in SHAPES.values() for course in _courses(kind, shape, task, SEEDS)
+        course for shape in SHAPES.values() for kind in KINDS for course in _courses(kind, shape, task, SEEDS)
     ]
 
 

@@ -80,7 +80,7 @@ def _answering(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """In evaluation mode, and without its own generation config, which fills in what another leaves open."""
     was_training, own = model.training, model.generation_config
     model.eval()
-    # PEFT hands its own config on to the model that it wraps, or lets that one's be, by the type of the adapter
+    # by an adapter's task PEFT hands its config on to the model that it wraps, or lets that one's be
     inner = without_adapter(model)
     model.generation_config = inner.generation_config = GenerationConfig()
     try:

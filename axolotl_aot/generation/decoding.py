@@ -80,12 +80,13 @@ def _answering(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """In evaluation mode, and without its own generation config, which fills in what another leaves open."""
     was_training, own = model.training, model.generation_config
     model.eval()
-    model.generation_config = GenerationConfig()
+    # by an adapter's task PEFT hands its config on to the model that it wraps, or lets that one's be
+    inner = without_adapter(model)
+    model.generation_config = inner.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        # PEFT hands the config on to the model that it wraps
-        model.generation_config = without_adapter(model).generation_config = own
+        model.generation_config = inner.generation_config = own
         model.train(was_training)
 
 

@@ -20,14 +20,16 @@ def tokenizer(tiny_model):
     return AutoTokenizer.from_pretrained(tiny_model)
 
 
-@pytest.fixture(params=["full", "lora"])
+@pytest.fixture(params=["full", "lora", "lora-task"])
 def model(request, tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.generation_config.repetition_penalty = 1.9  # that is not the trained distribution
     if request.param == "full":
         return model
     torch.manual_seed(0)
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
-    return model
+    task = "CAUSAL_LM" if request.param == "lora-task" else None  # PEFT's class, and its `generate`, go by it
+    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type=task)
+    return get_peft_model(model, lora)
 
 
 def test_different_prompts_lie_evenly_over_the_set():

@@ -1,4 +1,4 @@
-"""The files of the first run: model, data and YAMLs. Imports `task`, `base_model` and `rounds` beside it."""
+"""The files of the first run: model, data and YAMLs. Imports `task` and `base_model` beside it."""
 
 import json
 import random
@@ -9,7 +9,13 @@ from typing import NamedTuple
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from axolotl_aot.quickstart.base_model import BASE_STEPS, Progress, answer_rates, make_base_model, make_tokenizer
+from axolotl_aot.quickstart.base_model import (
+    BASE_STEPS,
+    Progress,
+    answer_rates,
+    make_base_model,
+    make_tokenizer,
+)
 from axolotl_aot.quickstart.task import SEED, prompt_of, right_answer, split_problems, wrong_answer
 
 ALIGNED = 2048  # problems with preference data
@@ -21,7 +27,7 @@ STEPS = "num_epochs: 10\nmax_steps: 50"
 
 
 class Run(NamedTuple):
-    """The lines in which the YAMLs differ. data: of evaluation. train: the file of training; None for data's."""
+    """The lines in which the YAMLs differ. data: of evaluation, and of training where `train` is None."""
 
     rl: str
     data: str
@@ -37,15 +43,16 @@ METHODS = {
     "kto": Run("rl: kto\nremove_unused_columns: false", "unpaired"),
 }
 ANCHORED = f"{PLUGIN}rl: aot_unpaired\naot_anchor: 1\naot_penalty: sigmoid"
+ONE_EPOCH = "num_epochs: 1"
 # On the model's own answers: the second round starts where the first has ended.
 ROUNDS = {
-    "round1": Run(ANCHORED, "unpaired", "answers1", "type: ranked", "num_epochs: 1"),
+    "round1": Run(ANCHORED, "unpaired", "answers1", "type: ranked", ONE_EPOCH),
     "round2": Run(
         f"{ANCHORED}\nlora_model_dir: {{folder}}/outputs/round1",
         "unpaired",
         "answers2",
         "type: ranked",
-        "num_epochs: 1",
+        ONE_EPOCH,
     ),
 }
 ROUNDS_NAME = "rounds.sh"

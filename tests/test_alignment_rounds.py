@@ -120,7 +120,7 @@ def test_nothing_is_learnt_after_the_last_step_of_a_shorter_run(bench):
 
 
 def test_the_best_of_all_points_is_measured_with_fresh_seeds(tmp_path):
-    wanted = {"learning_rate": 6e-4, "later": 0.5, "kind": OURS}
+    wanted = {"learning_rate": 6e-4, "later": 0.25, "kind": OURS}
     path = tmp_path / "rounds.jsonl"
     for number, course in enumerate(plan.search({}, "sorting")):
         good = course.rounds == 2 and all(getattr(course, key) == value for key, value in wanted.items())
@@ -131,11 +131,11 @@ def test_the_best_of_all_points_is_measured_with_fresh_seeds(tmp_path):
     found = [c for c in plan.measured(results, "sorting") if (c.kind, c.rounds) == (OURS, 2)]
     assert [c.seed for c in found] == list(range(5, 15))
     assert {(c.learning_rate, c.later, c.beta, c.scored, c.prompts) for c in found} == {
-        (6e-4, 0.5, 1.0, 8192, 2048)
+        (6e-4, 0.25, 1.0, 8192, 2048)
     }
     assert {c.seed for c in plan.search({}, "sorting")} & {c.seed for c in found} == set()
     four = [c for c in plan.variants(results, "sorting") if c.answers == 4]
-    assert {(c.prompts, c.later, len(four)) for c in four} == {(1024, 0.5, 10)}
+    assert {(c.prompts, c.later, len(four)) for c in four} == {(1024, 0.25, 10)}
     assert plan.measured({}, "sorting") == [] == plan.variants({}, "sorting")
 
 

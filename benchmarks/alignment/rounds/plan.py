@@ -17,7 +17,7 @@ KINDS = ("dpo", "kto", "aot_unpaired", "aot_unpaired, doubted")
 OURS = "aot_unpaired, doubted"
 SEEDS, FRESH = range(3), range(5, 15)
 RATES, LOWER_RATES = (3e-4, 6e-4, 1.2e-3), (1.5e-4, 3e-4, 6e-4)
-LATER = (1.0, 0.5, 0.25)
+LATER = (1.0, 0.25)
 
 
 class Shape(NamedTuple):

@@ -21,6 +21,7 @@ from benchmarks.alignment.preferences import TEMPERATURE, Data
 from benchmarks.alignment.tasks import Task
 from benchmarks.alignment.tasks.task import SEED
 
+AT_ONCE = 512  # answers of a course that are sampled or scored at once
 MALFORMED = 0.0  # what the judge gives
 REFERENCES = ("previous", "base")
 
@@ -96,13 +97,20 @@ def _problems(task: Task, course: Course) -> list[Problem]:
 
 
 @torch.no_grad()
-def _answered(bench: Bench, adapter: Adapter, problems: list[list[Problem]], count: int, seed: int) -> Tensor:
+def _answered(
+    bench: Bench, adapter: Adapter, problems: list[list[Problem]], count: int, number: int
+) -> Tensor:
     """Token ids of prompts with `count` answers each, filled up after the end token; (courses, n, length)."""
     prompts = torch.stack([bench.prompts(own) for own in problems]).repeat_interleave(count, dim=1)
-    drawn = sample(bench.base, adapter, prompts, bench.task.max_words + 1, seed)
-    ended = (drawn == bench.tokenizer.eos_token_id).cumsum(-1)
-    after_the_end = ended - (drawn == bench.tokenizer.eos_token_id).long() > 0
-    return torch.cat([prompts, drawn.masked_fill(after_the_end, bench.pad)], dim=-1)
+    tokens = bench.task.max_words + 1
+    drawn = [
+        sample(bench.base, adapter, some, tokens, seed=1000 * number + part)
+        for part, some in enumerate(prompts.split(AT_ONCE, dim=1))
+    ]
+    ids = torch.cat([prompts, torch.cat(drawn, dim=1)], dim=-1)
+    is_end = ids[..., -tokens:] == bench.tokenizer.eos_token_id
+    ids[..., -tokens:].masked_fill_(is_end.cumsum(-1) - is_end.long() > 0, bench.pad)
+    return ids
 
 
 def _judged(bench: Bench, problems: list[Problem], ids: Tensor, course: Course) -> np.ndarray:
@@ -134,6 +142,7 @@ def pairs(rewards: np.ndarray, ids: Tensor, course: Course, number: int) -> tupl
 def _scored(bench: Bench, reference: Adapter, number: int, ids: Tensor) -> Answers:
     """As training takes them, the first half chosen. number: of the course, whose reference scores them."""
     own = {name: (a[[number]], b[[number]]) for name, (a, b) in reference.items()}
-    logps, length = bench.logprobs(own, ids[None])
+    parts = [bench.logprobs(own, some[None]) for some in ids.split(AT_ONCE)]
+    logps, length = (torch.cat(field, dim=1) for field in zip(*parts, strict=True))
     label = torch.arange(len(ids), device=bench.device) < len(ids) // 2
     return Answers(ids, label, logps[0], length[0])

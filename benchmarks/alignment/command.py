@@ -32,8 +32,8 @@ PACKAGES = ("axolotl-aot", "axolotl", "trl", "transformers", "peft", "torch")
 DPI = 120
 NOT_YET = "Not measured yet.\n"
 SMALL_PRINT = (
-    "A small run, to see that the command works: its numbers mean nothing. What comes from the search is "
-    "read from the search.csv of the full one.\n\n"
+    "A small run, to see that the command works: its numbers mean nothing. What comes from the search and of "
+    "rounds is read from the search.csv and the rounds.jsonl of the full one.\n\n"
 )
 CONSOLE = Console(stderr=True)
 

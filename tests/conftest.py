@@ -181,6 +181,18 @@ def run(load):
 
 
 @pytest.fixture(scope="session")
+def quickstart_model(tmp_path_factory):
+    """The quickstart's small model with random weights, and its tokenizer, in a folder."""
+    from axolotl_aot.quickstart.base_model import make_tokenizer, new_model
+
+    folder = tmp_path_factory.mktemp("quickstart_model")
+    tokenizer = make_tokenizer()
+    new_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def processes():
     """Runs of axolotl in processes of their own, started quickly (see `tests/processes.py`)."""
     processes = Processes()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from axolotl_aot.quickstart.base_model import make_tokenizer, new_model
 from benchmarks.alignment.batched import kinds, training
 from benchmarks.alignment.batched.model import new_adapter, token_logprobs
 from benchmarks.alignment.rounds import course as rounds
@@ -22,12 +21,8 @@ SMALL = Course(OURS, 1.0, 1e-2, 5, "sorting", scored=8 * training.SIZE, rounds=2
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = make_tokenizer()
-    new_model(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return training.Bench(training.TASKS["sorting"], folder, "cpu")
+def bench(quickstart_model):
+    return training.Bench(training.TASKS["sorting"], quickstart_model, "cpu")
 
 
 # --- The judge --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 from trl import DPOConfig, DPOTrainer
 
 from axolotl_aot.dominance import anchor_loss, dominance_loss
-from axolotl_aot.quickstart.base_model import make_tokenizer, new_model
+from axolotl_aot.quickstart.base_model import make_tokenizer
 from benchmarks.alignment.batched import kinds, losses, search, training
 from benchmarks.alignment.batched.losses import Ours, Step
 from benchmarks.alignment.batched.model import (
@@ -30,12 +30,8 @@ BETA = torch.tensor([[0.3], [1.0], [3.0]])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = make_tokenizer()
-    new_model(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def folder(quickstart_model):
+    return quickstart_model
 
 
 def _random(adapter, seed=0):

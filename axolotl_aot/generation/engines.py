@@ -1,10 +1,8 @@
 """What generates answers: the table of `--engine`, and the engine that works on any device."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from axolotl.train import setup_model_and_tokenizer
 from axolotl.utils.dict import DictDefault
 
@@ -13,6 +11,7 @@ from axolotl_aot.generation.decoding import end_tokens, generate
 from axolotl_aot.generation.job import Batch
 from axolotl_aot.generation.vllm_engine import VLLMEngine
 from axolotl_aot.scoring.models import load_adapter, load_whole_model
+from axolotl_aot.scoring.scorer import matmul_precision
 from axolotl_aot.trained.weights import kind_of, matmul_dtype, warn_of_another_base
 
 
@@ -58,8 +57,7 @@ class TransformersEngine:
 
     def answers(self, batch: Batch) -> list[Sampled]:
         ends = self._ends | batch.ends
-        dtype, device = self._matmul_dtype, self._model.device.type
-        with nullcontext() if dtype is None else torch.autocast(device, dtype=dtype):
+        with matmul_precision(self._matmul_dtype, self._model.device):
             found = generate(
                 self._model,
                 batch.prompts,

@@ -1,7 +1,6 @@
 """What each of several models says to the same few evaluation prompts, for `axolotl aot-report`."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from axolotl_aot.generation.evaluation_prompts import EvaluationPrompts, evaluation_prompts, greedy_answers
 from axolotl_aot.report.answers import answers_shown, no_answers
+from axolotl_aot.scoring.scorer import matmul_precision
 
 LOG = get_logger(__name__)
 
@@ -44,12 +44,10 @@ class ComparedAnswers:
         """Have a model answer; the first one is the base model, by whose end tokens all answers end."""
         if not self._data[-1]:
             return
-        dtype = self._matmul_dtype
-        precision = nullcontext() if dtype is None else torch.autocast(model.device.type, dtype=dtype)
         try:
             if self._asked is None:
                 self._asked = evaluation_prompts(*self._data, model, self._tokenizer)
-            with precision:
+            with matmul_precision(self._matmul_dtype, model.device):
                 self._said[name] = greedy_answers(model, self._asked)
         except Exception as error:  # the scores are worth a report without answers
             self._why_not[name] = f"{name}: {type(error).__name__}: {error}"

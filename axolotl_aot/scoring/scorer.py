@@ -112,8 +112,12 @@ class Scorer:
         return self._trains and self.device.type == "cpu" and getattr(model, "is_loaded_in_4bit", False)
 
     def _torch_autocast(self) -> AbstractContextManager:
-        dtype = self._matmul_dtype
-        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)
+        return matmul_precision(self._matmul_dtype, self.device)
+
+
+def matmul_precision(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager:
+    """A context in which matrices are multiplied in a type; None for that of the weights."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
 
 
 def _scores(strategy: ScoringStrategy, model: nn.Module, batch: Batch, **kwargs: Any) -> CompletionScores:

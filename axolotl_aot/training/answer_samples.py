@@ -6,12 +6,11 @@ from accelerate.utils import is_peft_model
 from axolotl.utils.logging import get_logger
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from trl.trainer.utils import use_adapter
 
 from axolotl_aot.generation.evaluation_prompts import EvaluationPrompts, evaluation_prompts, greedy_answers
 from axolotl_aot.report.answers import answer_metrics, answers_shown, no_answers
-from axolotl_aot.scoring.models import REFERENCE_ADAPTER
 from axolotl_aot.training.interrupt import interruptible
+from axolotl_aot.training.reference import as_reference
 
 LOG = get_logger(__name__)
 
@@ -82,5 +81,5 @@ def _reference_answers(trainer: Trainer, policy: Any, asked: EvaluationPrompts) 
         return greedy_answers(reference, asked)
     if not is_peft_model(policy):
         raise ValueError("the run has no reference model of its own")
-    with use_adapter(policy, REFERENCE_ADAPTER if REFERENCE_ADAPTER in policy.peft_config else None):
+    with as_reference(policy):
         return greedy_answers(policy, asked)

@@ -56,12 +56,12 @@ class Reference:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         if not is_peft_model(policy):
             return self._scorer.scores_without_gradients(trainer.model, batch).logprobs
-        with _as_reference(policy):
+        with as_reference(policy):
             return self._scorer.scores_without_gradients(trainer.model, batch).logprobs
 
 
 @contextmanager
-def _as_reference(policy: PeftModel) -> Iterator[None]:
+def as_reference(policy: PeftModel) -> Iterator[None]:
     """The policy with the reference's adapter, or without any.
 
     PEFT lets gradients to the weights of what is active only; what is trained stays the same here, as an

@@ -49,13 +49,13 @@ def measured(known: Known) -> dict[tuple[str, str], Row]:
 
 def rounds(plan: Plan, results: Results) -> Section:
     known = read()
-    rows = measured(known)
+    rows, varied = measured(known), _varied(known)
     if not rows:
         raise NotMeasured(f"{PATH.name} has no courses with fresh seeds")
     head = ["answers", "loss", "learning rate", "reward", "worst tenth", "malformed", "after each round"]
     lines = [[name, f"`{kind}`", *_line(row)] for (name, kind), row in rows.items()]
-    lines += [[f"{TWO}: {words}", f"`{OURS}`", *_line(row)] for words, row in _varied(known).items()]
-    return Section(table(head, lines), findings(_claims(rows, _varied(known))))
+    lines += [[f"{TWO}: {words}", f"`{OURS}`", *_line(row)] for words, row in varied.items()]
+    return Section(table(head, lines), findings(_claims(rows, varied)))
 
 
 def _varied(known: Known) -> dict[str, Row]:

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from axolotl_aot.generation.evaluation_prompts import EvaluationPrompts
 from axolotl_aot.report.answers import answer_metrics, answers_shown, no_answers, visible
 from axolotl_aot.report.page import write_report
-from tests.report.test_page import Page, make_report
+from tests.report.test_page import Page, make_report, needs_chromium, seen_in_a_browser
 
 HOSTILE = [
     "</pre><script>alert(1)</script>",
@@ -76,6 +76,15 @@ def test_hostile_text_is_text(tmp_path):
     ):
         assert page.text.count(f"[U+{code}]") == 3, code
     assert page.text.count("[U+D83D]") == page.text.count("[U+E0041]") == 3
+
+
+@needs_chromium
+def test_a_browser_shows_hostile_answers_as_text(tmp_path):
+    seen = seen_in_a_browser(write_report(tmp_path, make_report(answers={"aot": entry(HOSTILE)})))
+    assert seen["title"] == "Dominance report: aot"
+    assert not seen["wide"]
+    for text in HOSTILE[:5]:
+        assert seen["cells"].count(text) == 3  # the prompt, before, after
 
 
 def test_the_page_survives_the_same_texts_elsewhere(tmp_path):

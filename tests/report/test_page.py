@@ -26,6 +26,7 @@ from axolotl_aot.report.statistics import report
 
 EVIL = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">&amp;</td>"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
 def make_run(name: str, paired: bool, seed: int) -> Run:
@@ -323,27 +324,32 @@ def test_the_page_says_what_the_numbers_say(pairs, tmp_path):
     assert "before training the policy is the reference" in text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_browser_shows_the_page_without_a_network(tmp_path):
-    path = write_report(tmp_path / "report", evil_report())
+def seen_in_a_browser(page: Path) -> dict:
+    """What Chromium makes of a page: title, widths of images, texts, whether it is wider than the window."""
     question = (
         "<script>addEventListener('load', () => { document.documentElement.dataset.seen = JSON.stringify("
         "{title: document.title, images: [...document.images].map(i => i.naturalWidth), "
-        "wide: document.documentElement.scrollWidth > innerWidth}) })</script>"
+        "wide: document.documentElement.scrollWidth > innerWidth, "
+        "cells: [...document.querySelectorAll('pre')].map(e => e.textContent)}) })</script>"
     )
-    asked = tmp_path / "asked.html"
-    asked.write_text(path.read_text() + question)
+    asked = page.with_name("asked.html")
+    asked.write_text(page.read_text("utf-8") + question, "utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += [
-        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--user-data-dir={page.parent / 'profile'}",
         "--window-size=1150,900",
         "--dump-dom",
         asked.as_uri(),
     ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     (root,) = [attributes for tag, attributes in Page(dom).tags if tag == "html"]
-    seen = json.loads(root["data-seen"])
+    return json.loads(root["data-seen"])
+
+
+@needs_chromium
+def test_a_browser_shows_the_page_without_a_network(tmp_path):
+    seen = seen_in_a_browser(write_report(tmp_path / "report", evil_report()))
     assert seen["title"] == f"Dominance report: {EVIL}"
     assert [width > 1000 for width in seen["images"]] == [True] * 3
     assert not seen["wide"]

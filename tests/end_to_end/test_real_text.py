@@ -71,7 +71,7 @@ def counted(trainer) -> dict[bool, int]:
 def test_scored_answers_as_positives_and_negatives(build, real, real_model, lora):
     entry = {"path": str(SCORED), "type": "scored", "positive_above": 0.5, "negative_below": 0.05}
     config = {**real, **lora, "base_model": real_model, "rl": "aot_unpaired", "datasets": [entry]}
-    trainer = build({**config, "gradient_accumulation_steps": 16})
+    trainer = build({**config, "gradient_accumulation_steps": 8})
 
     fits = defaultdict(int)  # prompts that leave room for an answer, as the tokenizer's own template has them
     for line in SCORED.open():

@@ -7,9 +7,11 @@ from axolotl_aot.scoring.forward import attach
 from axolotl_aot.scoring.layouts import binned_tokens, packed_tokens, padded_tokens
 from axolotl_aot.scoring.reference_cache import TokenizedAnswer
 from axolotl_aot.scoring.scorer import Scorer, score_each, score_sequences
+from axolotl_aot.scoring.shared_prompts import SharedPrompts, shared_prompts
 from tests.architectures import make
 from tests.scoring.test_forward import batch, one_by_one, sequences
 
+SHARED = SharedPrompts(span=None, keys_per_token=100)
 CPU = torch.device("cpu")
 
 
@@ -44,10 +46,10 @@ def test_the_strategy_is_found_once_and_for_the_policy(model):
     first = scorer.strategy(batch())
     count = len(asked)
     assert count and scorer.strategy(batch()) is first and len(asked) == count
-    assert first.tokens is binned_tokens  # SDPA keeps the sequences of a row apart
+    assert first.layout == shared_prompts(model.config)  # SDPA takes a mask over pairs of tokens
 
 
-@pytest.mark.parametrize("tokens", [padded_tokens, packed_tokens, binned_tokens])
+@pytest.mark.parametrize("tokens", [padded_tokens, packed_tokens, binned_tokens, SHARED.tokens])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_each_sequence_is_scored_by_some_process_and_all_take_as_many_turns(tokens, processes):
     todo = keyed()

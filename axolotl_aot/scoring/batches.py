@@ -182,9 +182,7 @@ def cut_evenly(
         else:
             low = middle + 1
     groups = within(high)
-    if (
-        len(groups) > count
-    ):  # some of the samples may take more tokens than all of them, in rows of one length
+    if len(groups) > count:  # in rows of one length some samples may take more tokens than all
         groups[count - 1 :] = [[sample for group in groups[count - 1 :] for sample in group]]
     while len(groups) < count:
         cost = [tokens([sample_sizes[i] for i in group]) if len(group) > 1 else 0 for group in groups]

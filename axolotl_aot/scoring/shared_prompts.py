@@ -1,4 +1,4 @@
-"""A layout in which completions of one prompt share its tokens: [prompt, completion, completion, ...] in a row.
+"""A layout in which completions share their prompt's tokens: [prompt, completion, completion, ...] in a row.
 
 Each completion attends to the prompt and to itself, and its positions go on where the prompt ends. So the
 prompt's tokens go through the model once, and what the last of them predicts serves all completions.
@@ -20,8 +20,8 @@ from axolotl_aot.scoring.sizes import HostBatch, SequenceSize, Sizes, sequence_s
 CAUSAL_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 # Keys of a model's configuration beyond which number of tokens its attention is not that of all of them.
 SPAN_KEYS = re.compile(r"(.*_)?(window|chunk)(_size|_length)?|index_topk|local_attention")
-# To how many keys, in hidden sizes, a query may attend in the time that the matrix products of a layer take for
-# a token. Measured on a CPU; a GPU's attention under a mask is as much slower than its matrix products.
+# To how many keys, in hidden sizes, a query may attend in the time that a layer's matrix products take for a
+# token. Measured on a CPU.
 KEYS_PER_HIDDEN_SIZE = 3
 
 Groups = list[list[int]]  # numbers of sequences that share a prompt, or of one that shares none
@@ -203,7 +203,7 @@ def prefix_mask(segment: Tensor, prefix: Tensor) -> Tensor:
     """Which tokens of a row each of them sees: those before it, of its own segment and of the one that
     comes before that.
 
-    segment, prefix: numbers of segments, shape (rows, width). Returns booleans, shape (rows, 1, width, width).
+    segment, prefix: numbers of segments, shape (rows, width). Returns booleans, (rows, 1, width, width).
     """
     keys = segment[:, None, :]
     seen = (keys == segment[:, :, None]) | (keys == prefix[:, :, None])

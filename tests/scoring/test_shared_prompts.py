@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
-from axolotl_aot.scoring.batches import Collator, sizes
+from axolotl_aot.scoring.batches import Collator
 from axolotl_aot.scoring.forward import attach, completion_logprobs
 from axolotl_aot.scoring.layouts import binned
-from axolotl_aot.scoring.shared_prompts import SharedPrompts, shared_prompts
+from axolotl_aot.scoring.shared_prompts import SharedPrompts
 from tests.architectures import COMMON, make
 
 ALWAYS = SharedPrompts(span=None, keys_per_token=10**9)  # where it saves a token

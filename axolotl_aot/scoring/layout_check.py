@@ -16,6 +16,7 @@ from torch import Tensor
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.batches import Batch, select
 from axolotl_aot.scoring.forward import CompletionScores
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, install_gathering
 from axolotl_aot.scoring.layouts import (
     Layout,
     binned,
@@ -25,7 +26,8 @@ from axolotl_aot.scoring.layouts import (
     padded,
     padded_tokens,
 )
-from axolotl_aot.scoring.shared_prompts import SharedPrompts
+from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.shared_prompts import Sharing
 from axolotl_aot.scoring.sizes import Sizes
 
 LOG = logging.getLogger(__name__)
@@ -60,9 +62,30 @@ PADDING_FREE = {
     "flex_attention": ONE_ROW,
     "sdpa": ScoringStrategy(binned, binned_tokens),
 }
-SHARED_PROMPTS = ("sdpa",)  # attention that takes a mask over all pairs of tokens
+
+
+def masked(sharing: Sharing, attention: str, apart: ScoringStrategy) -> ScoringStrategy:
+    layout = MaskedPrompts(sharing)
+    return apart._replace(layout=layout, tokens=layout.tokens)
+
+
+def gathered(sharing: Sharing, attention: str, apart: ScoringStrategy) -> ScoringStrategy:
+    install_gathering(attention)
+    layout = GatheredPrompts(sharing, apart.layout, apart.tokens)
+    return apart._replace(layout=layout, tokens=layout.tokens)
+
+
+# How completions can share their prompts, by attention and device, the fastest way first: functions of what
+# the model allows, its attention, and the strategy that shares none.
+SHARED_PROMPTS = {
+    ("sdpa", "cpu"): (masked,),
+    ("sdpa", "cuda"): (gathered, masked),
+    ("flash_attention_2", "cuda"): (gathered,),
+    ("flash_attention_3", "cuda"): (gathered,),
+}
 
 Score = Callable[[Batch, ScoringStrategy], CompletionScores]
+FaultOf = Callable[[ScoringStrategy], str | None]  # what is wrong with a strategy
 
 
 def select_strategy(
@@ -72,7 +95,7 @@ def select_strategy(
     attention: str,
     padding_free: bool | None,
     needs_one_row: bool,
-    shared: SharedPrompts | None,
+    sharing: Sharing | None,
     epsilon: float,
     model: str,
 ) -> ScoringStrategy:
@@ -86,7 +109,7 @@ def select_strategy(
         padding_free: `aot_padding_free`; None leaves it to what the attention can.
         needs_one_row: the model's loss counts all tokens of a row, as the router's loss of a mixture of
             experts does.
-        shared: how prompts can be shared, see `shared_prompts`; None where they cannot.
+        sharing: of prompts, as `sharing_under` has it; None where they cannot be shared.
         epsilon: of the floating-point type that the model computes in.
         model: a name, for messages.
 
@@ -114,7 +137,7 @@ def select_strategy(
         return PADDED._replace(full_logits=full_logits)
     if needs_one_row:
         fast = ONE_ROW
-        shared = None
+        sharing = None
     fast = fast._replace(full_logits=full_logits)
     fault = fault_of(fast)
     if fault is not None:
@@ -124,19 +147,31 @@ def select_strategy(
             )
         LOG.warning("%s is scored with padding, because without it is wrong here (%s)", model, fault)
         return PADDED._replace(full_logits=full_logits)
-    if shared is None or kind not in SHARED_PROMPTS:
+    ways = SHARED_PROMPTS.get((kind, probe["input_ids"].device.type), ())
+    if sharing is None or not ways:
         return fast
-    sharing = ScoringStrategy(shared, shared.tokens, full_logits)  # which is `fast` where nothing is shared
-    fault = fault_of(sharing)
-    if fault is None:
-        return sharing
+    return _sharing_prompts([way(sharing, kind, fast) for way in ways], fault_of, model) or fast
+
+
+def _sharing_prompts(
+    strategies: list[ScoringStrategy], fault_of: FaultOf, model: str
+) -> ScoringStrategy | None:
+    """The first of the strategies that is right; None and a warning where none is."""
+    faults = []
+    for strategy in strategies:
+        fault = fault_of(strategy)
+        if fault is None:
+            return strategy
+        faults.append(fault)
     LOG.warning(
-        "%s: completions do not share their prompt's tokens, as that is wrong here (%s)", model, fault
+        "%s: completions do not share their prompt's tokens; that is wrong here (%s)",
+        model,
+        "; ".join(faults),
     )
-    return fast
+    return None
 
 
-def _fault_finder(score: Score, probe: Batch, epsilon: float) -> Callable[[ScoringStrategy], str | None]:
+def _fault_finder(score: Score, probe: Batch, epsilon: float) -> FaultOf:
     """A function that says what is wrong with a strategy on the probe; None where nothing is."""
     alone = [select(probe, [i], 1) for i in range(len(PROBE))]
     naive_reference = PADDED._replace(full_logits=True)

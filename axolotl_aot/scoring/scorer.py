@@ -18,7 +18,7 @@ from axolotl_aot.scoring.forward import CompletionScores, attach, completion_log
 from axolotl_aot.scoring.layout_check import ScoringStrategy, make_probe, select_strategy
 from axolotl_aot.scoring.models import without_adapter
 from axolotl_aot.scoring.reference_cache import TokenizedAnswer, digest
-from axolotl_aot.scoring.shared_prompts import shared_prompts
+from axolotl_aot.scoring.shared_prompts import sharing_under
 from axolotl_aot.scoring.sizes import SequenceSize, Sizes, numbered
 
 
@@ -83,7 +83,7 @@ class Scorer:
                     attention=policy.config._attn_implementation,  # transformers has no public place for it
                     padding_free=self._padding_free,
                     needs_one_row=self._needs_one_row,
-                    shared=shared_prompts(policy.config),
+                    sharing=sharing_under(policy.config),
                     epsilon=self.epsilon,
                     model=type(without_adapter(policy)).__name__,
                 )

@@ -15,6 +15,7 @@ from axolotl_aot.scoring.batches import (
     sequence_numbers,
     sizes,
 )
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
 from axolotl_aot.scoring.layouts import (
     binned,
     binned_tokens,
@@ -24,11 +25,21 @@ from axolotl_aot.scoring.layouts import (
     padded,
     padded_tokens,
 )
-from axolotl_aot.scoring.shared_prompts import SharedPrompts
+from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.shared_prompts import Sharing
 from axolotl_aot.scoring.sizes import SequenceSize
 
-SHARED = SharedPrompts(span=None, keys_per_token=100)
-LAYOUTS = {padded: padded_tokens, packed: packed_tokens, binned: binned_tokens, SHARED: SHARED.tokens}
+SHARING = Sharing(span=None, hidden_size=32)
+MASKED = MaskedPrompts(SHARING)
+GATHERED = GatheredPrompts(SHARING, binned, binned_tokens)
+LAYOUTS = {
+    padded: padded_tokens,
+    packed: packed_tokens,
+    binned: binned_tokens,
+    MASKED: MASKED.tokens,
+    GATHERED: GATHERED.tokens,
+}
+NAMES = ["padded", "packed", "binned", "masked", "gathered"]
 
 
 def make_rows(count: int, seed: int, paired: bool) -> list[dict]:
@@ -117,7 +128,7 @@ def test_joined_and_selected_is_what_would_have_been_collated(collator):
         assert torch.equal(whole[which][:, : expected.shape[1]], expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["padded", "packed", "binned", "shared"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_a_layout_takes_as_many_tokens_as_is_said(collator, layout):
     sides = len(collator.completions)
     for seed in range(5):
@@ -164,7 +175,7 @@ def test_an_even_cut_is_the_best_one(tokens):
             )
 
 
-@pytest.mark.parametrize("tokens", LAYOUTS.values(), ids=["padded", "packed", "binned", "shared"])
+@pytest.mark.parametrize("tokens", LAYOUTS.values(), ids=NAMES)
 def test_a_cut_keeps_to_its_limit_wherever_it_can(tokens):
     rng = random.Random(1)
     for _ in range(40):
@@ -184,5 +195,5 @@ def test_a_cut_keeps_to_its_limit_wherever_it_can(tokens):
 
 def test_samples_of_one_prompt_come_into_one_micro_batch_where_they_share_it():
     samples = [[SequenceSize(40, completion, prompt)] for completion in (9, 1, 5) for prompt in (0, 1)]
-    assert sorted(map(sorted, cut_evenly(samples, SHARED.tokens, 2))) == [[0, 2, 4], [1, 3, 5]]
+    assert sorted(map(sorted, cut_evenly(samples, MASKED.tokens, 2))) == [[0, 2, 4], [1, 3, 5]]
     assert sorted(map(sorted, cut_evenly(samples, packed_tokens, 2))) != [[0, 2, 4], [1, 3, 5]]

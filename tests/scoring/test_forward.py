@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from axolotl_aot.scoring import head
 from axolotl_aot.scoring.forward import attach, completion_logprobs
 from axolotl_aot.scoring.layouts import binned, packed, padded
-from axolotl_aot.scoring.shared_prompts import shared_prompts
+from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.shared_prompts import sharing_under
 from tests.architectures import ARCHITECTURES, COMMON, make
 from tests.marks import slow_except
 
@@ -81,7 +82,7 @@ LAYOUTS = {
     "padded": lambda model: padded,
     "packed": lambda model: packed,
     "binned": lambda model: binned,
-    "shared": lambda model: shared_prompts(model.config),
+    "shared": lambda model: MaskedPrompts(sharing_under(model.config)),
 }
 
 

@@ -15,12 +15,13 @@ from axolotl_aot.scoring.layout_check import (
     make_probe,
     select_strategy,
 )
-from axolotl_aot.scoring.shared_prompts import SharedPrompts, shared_prompts
+from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.shared_prompts import sharing_under
 from tests.architectures import make
 from tests.scoring.test_forward import batch
 
 BINNED = PADDING_FREE["sdpa"]
-LLAMA = shared_prompts(make("llama").config)
+LLAMA = MaskedPrompts(sharing_under(make("llama").config))
 SHARED = ScoringStrategy(LLAMA, LLAMA.tokens)
 
 
@@ -30,7 +31,7 @@ def strategy_of(model, **options):
         "attention": "sdpa",
         "padding_free": None,
         "needs_one_row": False,
-        "shared": shared_prompts(model.config),
+        "sharing": sharing_under(model.config),
         "epsilon": torch.finfo(model.dtype).eps,
         "model": type(model).__name__,
     }
@@ -40,7 +41,7 @@ def strategy_of(model, **options):
         return completion_logprobs(model, **probe, layout=strategy.layout, full_logits=strategy.full_logits)
 
     strategy = select_strategy(score, make_probe(batch()), **{**arguments, **options})
-    if isinstance(strategy.layout, SharedPrompts):
+    if isinstance(strategy.layout, MaskedPrompts):
         assert strategy.tokens == strategy.layout.tokens
     return strategy
 
@@ -50,7 +51,7 @@ def strategy_of(model, **options):
     [
         ({}, SHARED),
         ({"padding_free": True}, SHARED),
-        ({"shared": None}, BINNED),
+        ({"sharing": None}, BINNED),
         ({"padding_free": False}, PADDED),
         ({"attention": "eager"}, PADDED),
         ({"needs_one_row": True}, ONE_ROW),

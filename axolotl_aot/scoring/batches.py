@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from axolotl_aot.scoring.layouts import Sizes
+from axolotl_aot.scoring.sizes import Sizes, sequence_sizes, to_host
 
 SEQUENCES = ("input_ids", "attention_mask", "completion_mask")
 WEIGHT = "weight"  # the samples' masses in their distributions
@@ -56,9 +56,11 @@ def _filled(sequences: list[list[int]]) -> Tensor:
     return pad_sequence([torch.tensor(s) for s in sequences], batch_first=True)
 
 
-def sizes(batch: Batch, sequences_per_sample: int) -> list[list[int]]:
-    """Tokens of each sample's sequences."""
-    return batch["attention_mask"].sum(dim=1).view(sequences_per_sample, -1).T.tolist()
+def sizes(batch: Batch, sequences_per_sample: int) -> Sizes:
+    """Of each sample's sequences."""
+    each = sequence_sizes(to_host(*(batch[name] for name in SEQUENCES)))
+    samples = len(each) // sequences_per_sample
+    return [each[i::samples] for i in range(samples)]
 
 
 def join(batches: list[Batch], sequences_per_sample: int) -> Batch:
@@ -126,7 +128,28 @@ def cut(sample_sizes: Sizes, tokens: Callable[[Sizes], int], limit: int) -> list
 
     A sample that alone exceeds the limit makes a micro-batch of its own. Returns the samples' numbers.
     """
-    order = sorted(range(len(sample_sizes)), key=lambda i: tokens([sample_sizes[i]]), reverse=True)
+    return _cut_in_order(_order(sample_sizes, tokens), sample_sizes, tokens, limit)
+
+
+def _order(sample_sizes: Sizes, tokens: Callable[[Sizes], int]) -> list[int]:
+    """The longest samples first; those of one prompt one after the other if they share it in the layout,
+    that is, if they take fewer tokens together than apart.
+    """
+    alone = [tokens([sample]) for sample in sample_sizes]
+    of_prompt: dict[int, list[int]] = {}
+    for i, sample in enumerate(sample_sizes):
+        of_prompt.setdefault(sample[0].prompt_number, []).append(i)
+    rank: dict[int, tuple[int, ...]] = {i: (-size,) for i, size in enumerate(alone)}
+    for samples in of_prompt.values():
+        if tokens([sample_sizes[i] for i in samples]) < sum(alone[i] for i in samples):
+            first = max(alone[i] for i in samples)
+            rank.update({i: (-first, samples[0], -alone[i]) for i in samples})
+    return sorted(rank, key=lambda i: rank[i])
+
+
+def _cut_in_order(
+    order: list[int], sample_sizes: Sizes, tokens: Callable[[Sizes], int], limit: int
+) -> list[list[int]]:
     groups: list[list[int]] = []
     for sample in order:
         if groups and tokens([sample_sizes[i] for i in (*groups[-1], sample)]) <= limit:
@@ -136,19 +159,31 @@ def cut(sample_sizes: Sizes, tokens: Callable[[Sizes], int], limit: int) -> list
     return groups
 
 
-def cut_evenly(sample_sizes: Sizes, tokens: Callable[[Sizes], int], count: int) -> list[list[int]]:
+def cut_evenly(
+    sample_sizes: Sizes, tokens: Callable[[Sizes], int], count: int, limit: int | None = None
+) -> list[list[int]]:
     """The samples in exactly `count` micro-batches, the largest of which is as small as can be.
 
-    count: at most the number of samples. Returns the samples' numbers, the longest samples first.
+    count: at most the number of samples. limit: tokens of a micro-batch, kept to where `cut` needs no more
+    than `count` micro-batches for it. Returns the samples' numbers, the longest samples first.
     """
-    low, high = 0, tokens(sample_sizes)  # one micro-batch of all is within `high`
+    order = _order(sample_sizes, tokens)
+
+    def within(most: int) -> list[list[int]]:
+        return _cut_in_order(order, sample_sizes, tokens, most)
+
+    low, high = 0, tokens(sample_sizes)
+    if limit is not None and len(within(limit)) <= count:
+        high = min(limit, high)
     while low < high:
         middle = (low + high) // 2
-        if len(cut(sample_sizes, tokens, middle)) <= count:
+        if len(within(middle)) <= count:
             high = middle
         else:
             low = middle + 1
-    groups = cut(sample_sizes, tokens, high)
+    groups = within(high)
+    if len(groups) > count:  # in rows of one length some samples may take more tokens than all
+        groups[count - 1 :] = [[sample for group in groups[count - 1 :] for sample in group]]
     while len(groups) < count:
         cost = [tokens([sample_sizes[i] for i in group]) if len(group) > 1 else 0 for group in groups]
         largest = cost.index(max(cost))

@@ -16,9 +16,9 @@ from torch import Tensor
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.batches import Batch, select
 from axolotl_aot.scoring.forward import CompletionScores
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, install_gathering
 from axolotl_aot.scoring.layouts import (
     Layout,
-    Sizes,
     binned,
     binned_tokens,
     packed,
@@ -26,10 +26,15 @@ from axolotl_aot.scoring.layouts import (
     padded,
     padded_tokens,
 )
+from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.shared_prompts import Sharing
+from axolotl_aot.scoring.sizes import Sizes
 
 LOG = logging.getLogger(__name__)
 
-PROBE_TOKENS = (48, 27, 21)  # of the sequences that are tried; the last two fill a row as long as the first
+# Of the sequences that are tried: their tokens, and how many of those are the prompt. The last two have one
+# prompt; they and the second fill a row as long as the first.
+PROBE = ((48, 0), (25, 0), (17, 8), (14, 8))
 PADDING_FREE_KEY = "aot_padding_free"
 
 
@@ -58,7 +63,29 @@ PADDING_FREE = {
     "sdpa": ScoringStrategy(binned, binned_tokens),
 }
 
+
+def masked(sharing: Sharing, attention: str, apart: ScoringStrategy) -> ScoringStrategy:
+    layout = MaskedPrompts(sharing)
+    return apart._replace(layout=layout, tokens=layout.tokens)
+
+
+def gathered(sharing: Sharing, attention: str, apart: ScoringStrategy) -> ScoringStrategy:
+    install_gathering(attention)
+    layout = GatheredPrompts(sharing, apart.layout, apart.tokens)
+    return apart._replace(layout=layout, tokens=layout.tokens)
+
+
+# How completions can share their prompts, by attention and device, the fastest way first: functions of what
+# the model allows, its attention, and the strategy that shares none.
+SHARED_PROMPTS = {
+    ("sdpa", "cpu"): (masked,),
+    ("sdpa", "cuda"): (gathered, masked),
+    ("flash_attention_2", "cuda"): (gathered,),
+    ("flash_attention_3", "cuda"): (gathered,),
+}
+
 Score = Callable[[Batch, ScoringStrategy], CompletionScores]
+FaultOf = Callable[[ScoringStrategy], str | None]  # what is wrong with a strategy
 
 
 def select_strategy(
@@ -68,6 +95,7 @@ def select_strategy(
     attention: str,
     padding_free: bool | None,
     needs_one_row: bool,
+    sharing: Sharing | None,
     epsilon: float,
     model: str,
 ) -> ScoringStrategy:
@@ -81,13 +109,15 @@ def select_strategy(
         padding_free: `aot_padding_free`; None leaves it to what the attention can.
         needs_one_row: the model's loss counts all tokens of a row, as the router's loss of a mixture of
             experts does.
+        sharing: of prompts, as `sharing_under` has it; None where they cannot be shared.
         epsilon: of the floating-point type that the model computes in.
         model: a name, for messages.
 
     Raises:
         AOTConfigError: `padding_free` is True, and the attention or the model does not allow it.
     """
-    fast = PADDING_FREE.get(attention.split("@")[0].split(":")[0])  # a kernel's name may carry its version
+    kind = attention.split("@")[0].split(":")[0]  # a kernel's name may carry its version
+    fast = PADDING_FREE.get(kind)
     if padding_free and fast is None:
         raise AOTConfigError(
             f"`{PADDING_FREE_KEY}: true` with `attn_implementation: {attention}`: it cannot keep the "
@@ -107,21 +137,43 @@ def select_strategy(
         return PADDED._replace(full_logits=full_logits)
     if needs_one_row:
         fast = ONE_ROW
+        sharing = None
     fast = fast._replace(full_logits=full_logits)
     fault = fault_of(fast)
-    if fault is None:
+    if fault is not None:
+        if padding_free:
+            raise AOTConfigError(
+                f"`{PADDING_FREE_KEY}: true` does not fit {model} ({fault}); remove {PADDING_FREE_KEY}"
+            )
+        LOG.warning("%s is scored with padding, because without it is wrong here (%s)", model, fault)
+        return PADDED._replace(full_logits=full_logits)
+    ways = SHARED_PROMPTS.get((kind, probe["input_ids"].device.type), ())
+    if sharing is None or not ways:
         return fast
-    if padding_free:
-        raise AOTConfigError(
-            f"`{PADDING_FREE_KEY}: true` does not fit {model} ({fault}); remove {PADDING_FREE_KEY}"
-        )
-    LOG.warning("%s is scored with padding, because without it is wrong here (%s)", model, fault)
-    return PADDED._replace(full_logits=full_logits)
+    return _sharing_prompts([way(sharing, kind, fast) for way in ways], fault_of, model) or fast
 
 
-def _fault_finder(score: Score, probe: Batch, epsilon: float) -> Callable[[ScoringStrategy], str | None]:
+def _sharing_prompts(
+    strategies: list[ScoringStrategy], fault_of: FaultOf, model: str
+) -> ScoringStrategy | None:
+    """The first of the strategies that is right; None and a warning where none is."""
+    faults = []
+    for strategy in strategies:
+        fault = fault_of(strategy)
+        if fault is None:
+            return strategy
+        faults.append(fault)
+    LOG.warning(
+        "%s: completions do not share their prompt's tokens; that is wrong here (%s)",
+        model,
+        "; ".join(faults),
+    )
+    return None
+
+
+def _fault_finder(score: Score, probe: Batch, epsilon: float) -> FaultOf:
     """A function that says what is wrong with a strategy on the probe; None where nothing is."""
-    alone = [select(probe, [i], 1) for i in range(len(PROBE_TOKENS))]
+    alone = [select(probe, [i], 1) for i in range(len(PROBE))]
     naive_reference = PADDED._replace(full_logits=True)
     expected = torch.cat([score(one, naive_reference).tokens.logprobs for one in alone])
     tolerance = max(1e-5, 2 * epsilon) * (1 + float(expected.abs().mean()))  # what rounding explains, in nats
@@ -140,10 +192,17 @@ def _fault_finder(score: Score, probe: Batch, epsilon: float) -> Callable[[Scori
 
 
 def make_probe(batch: Batch) -> Batch:
-    """A few short sequences of the batch's own tokens, all of them completion."""
+    """A few short sequences of the batch's own tokens, two of them with the same prompt."""
+    longest = max(length for length, _ in PROBE)
     ids = batch["input_ids"][batch["attention_mask"].bool()]
-    ids = ids.repeat(-(-max(PROBE_TOKENS) // len(ids)))[: max(PROBE_TOKENS)]
-    position = torch.arange(len(ids), device=ids.device)
-    mask = torch.stack([(position < length).long() for length in PROBE_TOKENS])
-    rows = torch.stack([ids, ids.flip(0), ids.roll(7)])
-    return {"input_ids": rows, "attention_mask": mask, "completion_mask": mask}
+    ids = ids.repeat(-(-longest // len(ids)))[:longest]
+    rows = torch.stack([ids.roll(7 * number) for number in range(len(PROBE))])
+    position = torch.arange(longest, device=ids.device)
+    lengths, prompts = torch.tensor(PROBE, device=ids.device).T[:, :, None]
+    rows = torch.where(position < prompts, ids, rows)
+    real = position < lengths
+    return {
+        "input_ids": rows,
+        "attention_mask": real.long(),
+        "completion_mask": (real & (position >= prompts)).long(),
+    }

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Sizes = Sequence[Sequence[int]]  # tokens of each sample's sequences
+from axolotl_aot.scoring.sizes import Sizes
 
 
 class Layout(NamedTuple):
@@ -89,16 +89,21 @@ def first_fit(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
 
 def padded_tokens(sample_sizes: Sizes) -> int:
     """What a micro-batch of these samples takes, one row a sequence, padding included."""
-    return sum(map(len, sample_sizes)) * max(map(max, sample_sizes))
+    lengths = _lengths(sample_sizes)
+    return len(lengths) * max(lengths)
 
 
 def packed_tokens(sample_sizes: Sizes) -> int:
     """What a micro-batch of these samples takes without padding."""
-    return sum(map(sum, sample_sizes))
+    return sum(_lengths(sample_sizes))
 
 
 def binned_tokens(sample_sizes: Sizes) -> int:
     """What a micro-batch of these samples takes in rows of the longest sequence's length."""
-    lengths = [length for sample in sample_sizes for length in sample]
+    lengths = _lengths(sample_sizes)
     width = max(lengths)
     return width * (1 + max(row for row, _ in first_fit(lengths, width)))
+
+
+def _lengths(sample_sizes: Sizes) -> list[int]:
+    return [size.total for sample in sample_sizes for size in sample]

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from axolotl_aot.scoring.batches import SEQUENCES, Batch, Collator, cut
 from axolotl_aot.scoring.forward import CompletionScores, attach, completion_logprobs
 from axolotl_aot.scoring.layout_check import ScoringStrategy, make_probe, select_strategy
-from axolotl_aot.scoring.layouts import Sizes
 from axolotl_aot.scoring.models import without_adapter
-from axolotl_aot.scoring.reference_cache import TokenizedAnswer
+from axolotl_aot.scoring.reference_cache import TokenizedAnswer, digest
+from axolotl_aot.scoring.shared_prompts import sharing_under
+from axolotl_aot.scoring.sizes import SequenceSize, Sizes, numbered
 
 
 class Scorer:
@@ -82,6 +83,7 @@ class Scorer:
                     attention=policy.config._attn_implementation,  # transformers has no public place for it
                     padding_free=self._padding_free,
                     needs_one_row=self._needs_one_row,
+                    sharing=sharing_under(policy.config),
                     epsilon=self.epsilon,
                     model=type(without_adapter(policy)).__name__,
                 )
@@ -159,8 +161,13 @@ def score_each(
         process, processes: this process's rank, and their number.
     """
     keys, todo = list(sequences), list(sequences.values())
-    lengths = [len(s.prompt) + len(s.completion) for s in todo]
-    batches = cut([[length] for length in lengths], tokens, sequences_at_once * max(lengths))
+    prompts = numbered(digest(s.prompt, []) for s in todo)
+    sizes = [
+        SequenceSize(len(s.prompt), len(s.completion), number)
+        for s, number in zip(todo, prompts, strict=True)
+    ]
+    longest = max(size.total for size in sizes)
+    batches = cut([[size] for size in sizes], tokens, sequences_at_once * longest)
     with tqdm(total=len(keys), desc=description, unit="answers", disable=process != 0) as bar:
         for start in range(0, len(batches), processes):
             turn = batches[start : start + processes]

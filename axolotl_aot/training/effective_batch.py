@@ -157,7 +157,7 @@ class EffectiveBatchMixin:
         if limit is not None:
             needed = torch.tensor([len(cut(samples, tokens, limit))], device=self.accelerator.device)
             count = int(self.accelerator.gather(needed).max())
-        groups = cut_evenly(samples, tokens, count)
+        groups = cut_evenly(samples, tokens, count, limit)
         return [select(joined, group, self._sequences_per_sample) for group in groups]
 
     def _in_slots(self, micro_batches: list[Batch], accumulation: int) -> list[Batch]:

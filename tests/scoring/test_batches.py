@@ -15,6 +15,7 @@ from axolotl_aot.scoring.batches import (
     sequence_numbers,
     sizes,
 )
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
 from axolotl_aot.scoring.layouts import (
     binned,
     binned_tokens,
@@ -24,8 +25,21 @@ from axolotl_aot.scoring.layouts import (
     padded,
     padded_tokens,
 )
+from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.shared_prompts import Sharing
+from axolotl_aot.scoring.sizes import SequenceSize
 
-LAYOUTS = {padded: padded_tokens, packed: packed_tokens, binned: binned_tokens}
+SHARING = Sharing(span=None, hidden_size=32)
+MASKED = MaskedPrompts(SHARING)
+GATHERED = GatheredPrompts(SHARING, binned, binned_tokens)
+LAYOUTS = {
+    padded: padded_tokens,
+    packed: packed_tokens,
+    binned: binned_tokens,
+    MASKED: MASKED.tokens,
+    GATHERED: GATHERED.tokens,
+}
+NAMES = ["padded", "packed", "binned", "masked", "gathered"]
 
 
 def make_rows(count: int, seed: int, paired: bool) -> list[dict]:
@@ -49,6 +63,14 @@ def make_rows(count: int, seed: int, paired: bool) -> list[dict]:
 @pytest.fixture(params=[True, False], ids=["paired", "unpaired"])
 def collator(request):
     return Collator(["chosen_ids", "rejected_ids"] if request.param else ["completion_ids"])
+
+
+def drawn(rng: random.Random, count: int, prompts: int) -> list[list[SequenceSize]]:
+    """Samples of one or two sequences each, with some of a few prompts."""
+    lengths = [rng.randint(0, 20) for _ in range(prompts)]
+    each = rng.choice([1, 2])
+    numbers = [rng.randrange(prompts) for _ in range(count)]
+    return [[SequenceSize(lengths[n], rng.randint(1, 30), n) for _ in range(each)] for n in numbers]
 
 
 def rows_for(collator, count: int, seed: int = 0) -> list[dict]:
@@ -90,9 +112,14 @@ def test_joined_and_selected_is_what_would_have_been_collated(collator):
     joined = join([collator(rows[:2]), collator(rows[2:7]), collator(rows[7:])], sides)
     for which in ([0, 1, 2, 3, 4, 5, 6, 7, 8], [8], [4, 2, 7]):
         assert same(select(joined, which, sides), collator([rows[i] for i in which]))
-    assert sizes(joined, sides) == [
-        [len(row["prompt_ids"]) + len(row[c]) for c in collator.completions] for row in rows
+    found = sizes(joined, sides)
+    assert [[s[:2] for s in sample] for sample in found] == [
+        [(len(row["prompt_ids"]), len(row[c])) for c in collator.completions] for row in rows
     ]
+    prompts = [row["prompt_ids"] for row in rows for _ in range(sides)]
+    numbers = [size.prompt_number for sample in found for size in sample]
+    for i, j in itertools.combinations(range(len(prompts)), 2):
+        assert (numbers[i] == numbers[j]) is (prompts[i] == prompts[j])
     whole = collator(rows)["input_ids"]
     for part, which in zip(
         ([0, 1], [2, 3, 4, 5, 6], [7, 8]), sequence_numbers([2, 5, 2], sides), strict=True
@@ -101,7 +128,7 @@ def test_joined_and_selected_is_what_would_have_been_collated(collator):
         assert torch.equal(whole[which][:, : expected.shape[1]], expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=NAMES)
 def test_a_layout_takes_as_many_tokens_as_is_said(collator, layout):
     sides = len(collator.completions)
     for seed in range(5):
@@ -138,7 +165,7 @@ def by_brute_force(samples, tokens, count: int) -> int:
 def test_an_even_cut_is_the_best_one(tokens):
     rng = random.Random(0)
     for _ in range(40):
-        samples = [[rng.randint(1, 30) for _ in range(rng.choice([1, 2]))] for _ in range(rng.randint(3, 8))]
+        samples = drawn(rng, rng.randint(3, 8), prompts=6)
         for count in range(1, min(4, len(samples)) + 1):
             groups = cut_evenly(samples, tokens, count)
             assert len(groups) == count
@@ -148,16 +175,25 @@ def test_an_even_cut_is_the_best_one(tokens):
             )
 
 
-@pytest.mark.parametrize("tokens", LAYOUTS.values())
+@pytest.mark.parametrize("tokens", LAYOUTS.values(), ids=NAMES)
 def test_a_cut_keeps_to_its_limit_wherever_it_can(tokens):
     rng = random.Random(1)
     for _ in range(40):
-        samples = [[rng.randint(1, 30), rng.randint(1, 30)] for _ in range(rng.randint(1, 12))]
+        samples = drawn(rng, rng.randint(1, 12), prompts=4)
         limit = rng.randint(10, 150)
         groups = cut(samples, tokens, limit)
         assert sorted(i for group in groups for i in group) == list(range(len(samples)))
         for group in groups:
             assert len(group) == 1 or tokens([samples[i] for i in group]) <= limit
         for count in range(len(groups), len(samples) + 1):
-            largest = max(tokens([samples[i] for i in g]) for g in cut_evenly(samples, tokens, count))
-            assert largest <= max(limit, max(tokens([s]) for s in samples))
+            even = cut_evenly(samples, tokens, count, limit)
+            assert len(even) == count
+            assert max(tokens([samples[i] for i in g]) for g in even) <= max(
+                limit, max(tokens([s]) for s in samples)
+            )
+
+
+def test_samples_of_one_prompt_come_into_one_micro_batch_where_they_share_it():
+    samples = [[SequenceSize(40, completion, prompt)] for completion in (9, 1, 5) for prompt in (0, 1)]
+    assert sorted(map(sorted, cut_evenly(samples, MASKED.tokens, 2))) == [[0, 2, 4], [1, 3, 5]]
+    assert sorted(map(sorted, cut_evenly(samples, packed_tokens, 2))) != [[0, 2, 4], [1, 3, 5]]

@@ -16,19 +16,23 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from axolotl_aot.scoring import head
 from axolotl_aot.scoring.forward import attach, completion_logprobs
 from axolotl_aot.scoring.layouts import binned, packed, padded
+from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.shared_prompts import sharing_under
 from tests.architectures import ARCHITECTURES, COMMON, make
 from tests.marks import slow_except
 
 VOCABULARY = COMMON["vocab_size"]
 # Prompts and completions: odd sizes, a completion of one token, an empty prompt, nothing but one token.
-SIZES = [(9, 11), (11, 1), (0, 7), (1, 17), (3, 2), (0, 1)]
+SIZES = [(9, 11), (11, 1), (0, 7), (1, 17), (9, 5), (0, 1)]
+SAME_PROMPT = {4: 0}  # a sequence, and the one whose prompt it has
 WEIGHTS = torch.tensor([1.0, -2.0, 0.5, 1.5, -0.25, 3.0])  # of the sequences in the loss
 
 
 def sequences() -> list[tuple[list[int], list[int]]]:
     generator = torch.Generator().manual_seed(1)
     tokens = iter(torch.randint(5, VOCABULARY, (200,), generator=generator).tolist())
-    return [([next(tokens) for _ in range(p)], [next(tokens) for _ in range(c)]) for p, c in SIZES]
+    drawn = [([next(tokens) for _ in range(p)], [next(tokens) for _ in range(c)]) for p, c in SIZES]
+    return [(drawn[SAME_PROMPT.get(i, i)][0], completion) for i, (_, completion) in enumerate(drawn)]
 
 
 def batch() -> dict[str, torch.Tensor]:
@@ -74,7 +78,12 @@ def chunk(request, monkeypatch):
         monkeypatch.setitem(head.LOGITS_BYTES, "cpu", 4 * VOCABULARY * request.param)
 
 
-LAYOUTS = {"padded": padded, "packed": packed, "binned": binned}
+LAYOUTS = {
+    "padded": lambda model: padded,
+    "packed": lambda model: packed,
+    "binned": lambda model: binned,
+    "shared": lambda model: MaskedPrompts(sharing_under(model.config)),
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -85,7 +94,9 @@ def test_every_architecture_with_and_without_padding(name, layout):
     wanted = gradients(model, expected)
     attach(model)
     attach(model)  # once is enough, twice does no harm
-    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layout])
+    # a mask over pairs of tokens does not tell the router's loss which of them count
+    options = {"output_router_logits": False} if (name, layout) == ("mixtral", "shared") else {}
+    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layout](model), **options)
     assert scores.logprobs.tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-5)
     found = gradients(model, scores.logprobs)
     for parameter, gradient in wanted.items():
@@ -131,11 +142,11 @@ def test_adapters_on_the_body_the_head_and_the_embeddings(targets, layout, chunk
     expected = one_by_one(model)
     wanted = gradients(model, expected)
     attach(model.get_base_model())
-    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layout])
+    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layout](model))
     assert scores.logprobs.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
     with model.disable_adapter(), torch.no_grad():
-        reference = completion_logprobs(model, **batch(), layout=LAYOUTS[layout])
+        reference = completion_logprobs(model, **batch(), layout=LAYOUTS[layout](model))
         assert reference.logprobs.tolist() == pytest.approx(one_by_one(model).tolist(), rel=1e-5)
 
 
@@ -186,19 +197,20 @@ def test_4_bit_weights(tiny_model, layout):
     expected = one_by_one(model)
     wanted = gradients(model, expected)
     attach(model.get_base_model())
-    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layout])
+    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layout](model))
     assert scores.logprobs.tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
 
 
+@pytest.mark.parametrize("layout", ["packed", "shared"])
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing(reentrant, chunk):
+def test_gradient_checkpointing(reentrant, layout, chunk):
     model = make("llama").train()
     wanted = gradients(model, one_by_one(model))
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     attach(model)
-    logprobs = completion_logprobs(model, **batch(), layout=packed).logprobs
+    logprobs = completion_logprobs(model, **batch(), layout=LAYOUTS[layout](model)).logprobs
     assert distance(gradients(model, logprobs), wanted) <= 1e-5
 
 
@@ -294,18 +306,18 @@ def test_fsdp2_in_mixed_precision_rounds_no_log_probability(one_process_group, f
 # --- Scores that are kept --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layouts", [(padded, padded), (packed, packed), (padded, binned)])
+@pytest.mark.parametrize("layouts", [("packed", "packed"), ("padded", "binned"), ("shared", "packed")])
 def test_what_scoring_found_is_as_good_as_the_head(layouts, chunk):
-    model = make("gemma2")
+    model = make("gemma2", sliding_window=32)
     model.get_output_embeddings().requires_grad_(False)
     wanted = gradients(model, one_by_one(model))
     attach(model)
     with torch.no_grad():
-        scored = completion_logprobs(model, **batch(), layout=layouts[0], save_grad=True)
+        scored = completion_logprobs(model, **batch(), layout=LAYOUTS[layouts[0]](model), save_grad=True)
     calls = []
     model.get_output_embeddings().register_forward_pre_hook(lambda module, args: calls.append(args[0].shape))
     known = scored.tokens.of(scored.lengths, list(range(len(SIZES))))
-    scores = completion_logprobs(model, **batch(), layout=layouts[1], cached_scores=known)
+    scores = completion_logprobs(model, **batch(), layout=LAYOUTS[layouts[1]](model), cached_scores=known)
     assert torch.equal(scores.logprobs, scored.logprobs)
     assert distance(gradients(model, scores.logprobs), wanted) <= 1e-5
 

@@ -7,11 +7,22 @@ import torch
 
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.forward import attach, completion_logprobs
-from axolotl_aot.scoring.layout_check import ONE_ROW, PADDED, PADDING_FREE, make_probe, select_strategy
+from axolotl_aot.scoring.layout_check import (
+    ONE_ROW,
+    PADDED,
+    PADDING_FREE,
+    ScoringStrategy,
+    make_probe,
+    select_strategy,
+)
+from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.shared_prompts import sharing_under
 from tests.architectures import make
 from tests.scoring.test_forward import batch
 
 BINNED = PADDING_FREE["sdpa"]
+LLAMA = MaskedPrompts(sharing_under(make("llama").config))
+SHARED = ScoringStrategy(LLAMA, LLAMA.tokens)
 
 
 def strategy_of(model, **options):
@@ -20,6 +31,7 @@ def strategy_of(model, **options):
         "attention": "sdpa",
         "padding_free": None,
         "needs_one_row": False,
+        "sharing": sharing_under(model.config),
         "epsilon": torch.finfo(model.dtype).eps,
         "model": type(model).__name__,
     }
@@ -28,14 +40,18 @@ def strategy_of(model, **options):
     def score(probe, strategy):
         return completion_logprobs(model, **probe, layout=strategy.layout, full_logits=strategy.full_logits)
 
-    return select_strategy(score, make_probe(batch()), **{**arguments, **options})
+    strategy = select_strategy(score, make_probe(batch()), **{**arguments, **options})
+    if isinstance(strategy.layout, MaskedPrompts):
+        assert strategy.tokens == strategy.layout.tokens
+    return strategy
 
 
 @pytest.mark.parametrize(
     ("options", "strategy"),
     [
-        ({}, BINNED),
-        ({"padding_free": True}, BINNED),
+        ({}, SHARED),
+        ({"padding_free": True}, SHARED),
+        ({"sharing": None}, BINNED),
         ({"padding_free": False}, PADDED),
         ({"attention": "eager"}, PADDED),
         ({"needs_one_row": True}, ONE_ROW),
@@ -48,8 +64,24 @@ def strategy_of(model, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_attention_and_the_yaml_decide(options, strategy, dtype, caplog):
     with caplog.at_level(logging.WARNING):
-        assert strategy_of(make("llama", dtype), **options) == strategy
+        found = strategy_of(make("llama", dtype), **options)
+    assert (found.layout, found.full_logits) == (strategy.layout, strategy.full_logits)
     assert not caplog.text
+
+
+def test_positions_that_do_not_reach_the_attention_are_noticed(caplog):
+    """By the places in a row tokens of one sequence are as far apart as they should be; a prompt and the
+    second of its completions are not.
+    """
+    model = make("llama")
+    original = model.model.rotary_emb.forward
+    model.model.rotary_emb.forward = lambda x, position_ids: original(
+        x, torch.arange(position_ids.shape[1]).expand_as(position_ids)
+    )
+    with caplog.at_level(logging.WARNING):
+        assert strategy_of(model) == BINNED
+    assert "LlamaForCausalLM: completions do not share their prompt's tokens" in caplog.text
+    assert "nats a token" in caplog.text
 
 
 def test_attention_that_mixes_a_rows_sequences_is_not_used_so(caplog):

@@ -5,11 +5,14 @@ import torch
 
 from axolotl_aot.scoring.forward import attach
 from axolotl_aot.scoring.layouts import binned_tokens, packed_tokens, padded_tokens
+from axolotl_aot.scoring.masked_prompts import MaskedPrompts
 from axolotl_aot.scoring.reference_cache import TokenizedAnswer
 from axolotl_aot.scoring.scorer import Scorer, score_each, score_sequences
+from axolotl_aot.scoring.shared_prompts import Sharing, sharing_under
 from tests.architectures import make
 from tests.scoring.test_forward import batch, one_by_one, sequences
 
+MASKED = MaskedPrompts(Sharing(span=None, hidden_size=32))
 CPU = torch.device("cpu")
 
 
@@ -44,10 +47,10 @@ def test_the_strategy_is_found_once_and_for_the_policy(model):
     first = scorer.strategy(batch())
     count = len(asked)
     assert count and scorer.strategy(batch()) is first and len(asked) == count
-    assert first.tokens is binned_tokens  # SDPA keeps the sequences of a row apart
+    assert first.layout == MaskedPrompts(sharing_under(model.config))
 
 
-@pytest.mark.parametrize("tokens", [padded_tokens, packed_tokens, binned_tokens])
+@pytest.mark.parametrize("tokens", [padded_tokens, packed_tokens, binned_tokens, MASKED.tokens])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_each_sequence_is_scored_by_some_process_and_all_take_as_many_turns(tokens, processes):
     todo = keyed()
@@ -69,6 +72,24 @@ def test_each_sequence_is_scored_by_some_process_and_all_take_as_many_turns(toke
         found |= dict(pair for each in batches for pair in each)
     assert len(set(turns)) == 1
     assert found == {key: -len(s.prompt) - len(s.completion) for key, s in todo.items()}
+
+
+def test_answers_to_one_prompt_are_scored_together_and_share_it(model):
+    prompts = {number: [30 + number] * 20 for number in range(3)}
+    todo = {
+        bytes([number, answer]): TokenizedAnswer(prompts[number], [40 + answer] * 2)
+        for answer in range(4)  # in the data the answers to a prompt lie apart
+        for number in prompts
+    }
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    apart = score_sequences(model, todo, sequences_at_once=2, padding_free=False)
+    seen.clear()
+    found = score_sequences(model, todo, sequences_at_once=2)
+    assert found == pytest.approx(apart, rel=1e-5, abs=1e-4)
+    assert seen[-3:] == [20 + 4 * 2] * 3  # what comes before is the check of the strategy
 
 
 def test_a_data_set_under_a_loaded_model():

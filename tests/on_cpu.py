@@ -20,6 +20,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
+from axolotl_aot.training import graph_memory
+
 
 class LogToFile(TrainerCallback):
     """Writes each process's log, and what engine ran, to `<output_dir>/{log,engine}-<rank>.json`."""
@@ -157,3 +159,11 @@ class Ender(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         torch.distributed.barrier()
         os._exit(0)
+
+
+class MemoryOnFirstProcess(BasePlugin):
+    """The others have no room for graphs that are kept from scoring to training."""
+
+    def register(self, cfg):
+        if os.environ.get("RANK", "0") != "0":
+            graph_memory.CPU_BYTES = 0

@@ -3,17 +3,19 @@
 The loss compares distributions, so it needs the scores of a whole batch before any of them can be
 differentiated. `EffectiveBatchMixin` does that for every number of micro-batches and processes:
 
-1. once per optimizer step, the process's samples are cut anew into micro-batches of even size, and all of
-   them but the first are scored without gradients;
+1. once per optimizer step, the process's samples are cut anew into micro-batches of even size; before the
+   first one's training pass all others are scored: those whose graphs the memory holds as in training, the
+   rest without gradients;
 2. the training pass of the first one scores it, too; then the scores, a few numbers per sample, are
    gathered over all processes;
 3. the objective gives the loss and its derivative by every answer's log-probability, the coefficient;
-4. each micro-batch's backward pass goes through the sum of coefficient times log-probability.
+4. each micro-batch's backward pass goes through the sum of coefficient times log-probability: on the graph
+   that was kept, which frees it, or on a new one.
 
-With one micro-batch, nothing is scored twice.
+With one micro-batch, or with all graphs kept, nothing is computed twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -38,9 +40,10 @@ from axolotl_aot.scoring.batches import (
     to_batch_order,
     to_sample_order,
 )
-from axolotl_aot.scoring.head import TokenScores
+from axolotl_aot.scoring.forward import CompletionScores
 from axolotl_aot.scoring.scorer import Scorer
 from axolotl_aot.training import gathering
+from axolotl_aot.training.kept_graphs import KeptGraphs
 from axolotl_aot.training.micro_batches import (
     MICRO_BATCHES,
     POSITIONS,
@@ -66,6 +69,11 @@ SCORED_AT_ONCE = 4
 SAVED_GRAD_BYTES = 256 * 2**20
 
 
+def _groups(numbers: Sequence[int]) -> list[Sequence[int]]:
+    """In groups of a fixed number, not size: all processes must run as many forward passes."""
+    return [numbers[start : start + SCORED_AT_ONCE] for start in range(0, len(numbers), SCORED_AT_ONCE)]
+
+
 class EffectiveBatchMixin:
     """The objective over a step's whole batch, on top of a TRL trainer."""
 
@@ -73,6 +81,7 @@ class EffectiveBatchMixin:
     objective: Objective
     scorer: Scorer
     reference: Reference
+    kept_graphs: KeptGraphs
     run_state: RunState
     begins_as_reference: bool  # whether policy and reference are known to be the same model before step 1
 
@@ -135,21 +144,21 @@ class EffectiveBatchMixin:
             for batch, at in zip(batches, starts, strict=True)
         ]
         if not (self.sorts_effective_batch and batches):
-            return [{**batch, SLOT: MicroBatchSlot(Step([None]), 0)} for batch in batches], count
-        self.optimizer.train()  # an averaging optimizer shows other weights after an evaluation
+            return [slot for batch in batches for slot in Step([batch], [0]).in_slots()], count
         batches = [self._prepare_inputs(batch) for batch in batches]
-        micro_batches = self._in_slots(self._cut(batches), accumulation=len(batches))
-        return accumulation_steps(micro_batches, len(batches)), count
+        micro_batches, tokens = self._cut(batches)
+        step = Step(micro_batches, tokens, loss_scale=len(batches) / len(micro_batches))
+        return accumulation_steps(step.in_slots(), len(batches)), count
 
-    def _cut(self, batches: list[Batch]) -> list[Batch]:
-        """A step's samples of this process, in micro-batches of even size, the largest first.
+    def _cut(self, batches: list[Batch]) -> tuple[list[Batch], list[int]]:
+        """A step's samples of this process, in micro-batches of even size, the largest first; their tokens.
 
         As many as there were, or as `aot_max_tokens_per_micro_batch` asks for on the process that needs
         the most of them.
         """
         limit = self.aot.aot_max_tokens_per_micro_batch
         if len(batches) == 1 and limit is None:
-            return batches
+            return batches, [0]
         tokens = self.scorer.strategy(batches[0]).tokens
         joined = join(batches, self._sequences_per_sample)
         samples = sizes(joined, self._sequences_per_sample)
@@ -158,40 +167,84 @@ class EffectiveBatchMixin:
             needed = torch.tensor([len(cut(samples, tokens, limit))], device=self.accelerator.device)
             count = int(self.accelerator.gather(needed).max())
         groups = cut_evenly(samples, tokens, count, limit)
-        return [select(joined, group, self._sequences_per_sample) for group in groups]
-
-    def _in_slots(self, micro_batches: list[Batch], accumulation: int) -> list[Batch]:
-        """The micro-batches with their slots; all but the first are scored."""
-        step = Step([None], loss_scale=accumulation / len(micro_batches))
-        slots = [MicroBatchSlot(step, 0)]
-        saved_bytes = 0
-        # in groups of a fixed number, not size: all processes must run as many forward passes
-        for start in range(1, len(micro_batches), SCORED_AT_ONCE):
-            group = micro_batches[start : start + SCORED_AT_ONCE]
-            for scores, tokens in self._score_group(group, save_grad=saved_bytes < SAVED_GRAD_BYTES):
-                cached = tokens if tokens.gradient is not None else None
-                saved_bytes += 0 if cached is None else cached.gradient.nbytes
-                slots.append(MicroBatchSlot(step, len(step.scores), cached))
-                step.scores.append(scores)
-        return [{**batch, SLOT: slot} for batch, slot in zip(micro_batches, slots, strict=True)]
+        micro_batches = [select(joined, group, self._sequences_per_sample) for group in groups]
+        return micro_batches, [tokens([samples[i] for i in group]) for group in groups]
 
     # --- Scores ------------------------------------------------------------------------------
 
-    def _score_group(self, micro_batches: list[Batch], save_grad: bool) -> list[tuple[Scores, TokenScores]]:
-        """The scores of each micro-batch, and of its tokens, in one forward pass of each model."""
+    def _score_before_training(self, step: Step) -> None:
+        """Score all of a step's micro-batches but the first, with a graph or without.
+
+        That is done after the callbacks of the step's beginning, which may change the model.
+        """
+        self.optimizer.train()  # an averaging optimizer shows other weights after an evaluation
+        count = self.kept_graphs.count(step.tokens)
+        numbers = range(1, len(step.micro_batches))
+        # first those without a graph, while no other graph is held
+        self._score_without_graphs(step, numbers[count:])
+        self._score_with_graphs(step, numbers[:count])
+        self._score_without_graphs(step, [i for i in numbers if i not in step.scores])
+
+    def _score_with_graphs(self, step: Step, numbers: Sequence[int]) -> None:
+        """Score micro-batches as their training passes would, and keep the graphs, while there is memory."""
+        self.model.train()
+        references = self._references(step, numbers)
+        try:
+            for number, reference in zip(numbers, references, strict=True):
+                batch = step.micro_batches[number]
+                with self.kept_graphs.forward_pass(step.tokens[number]), self.compute_loss_context_manager():
+                    found = self._forward(self.model, batch)
+                step.scores[number] = self._scores_of(batch, found.logprobs.detach(), reference)
+                step.graphs[number] = found
+        except torch.OutOfMemoryError:
+            self._drop_graphs(step, numbers[len(step.graphs) // 2 :])
+
+    def _drop_graphs(self, step: Step, numbers: Sequence[int]) -> None:
+        """Memory was short with the graphs that are held: hold fewer, now and from now on."""
+        self.kept_graphs.out_of_memory()
+        for number in numbers:
+            step.graphs.pop(number, None)
+
+    def _score_without_graphs(self, step: Step, numbers: Sequence[int]) -> None:
+        """Score micro-batches several at a time, without gradients; and save the head's derivatives, where
+        these are not too large.
+        """
+        saved_bytes = 0
+        for group in _groups(numbers):
+            joined, parts = self._joined(step, group)
+            reference = self.reference.logprobs(joined)
+            found = self.scorer.scores_without_gradients(
+                self.model, joined, save_grad=saved_bytes < SAVED_GRAD_BYTES
+            )
+            for number, which in zip(group, parts, strict=True):
+                batch = step.micro_batches[number]
+                step.scores[number] = self._scores_of(batch, found.logprobs[which], reference[which])
+                tokens = found.tokens.of(found.lengths, which)
+                if tokens.gradient is not None:
+                    saved_bytes += tokens.gradient.nbytes
+                    step.cached_scores[number] = tokens
+
+    def _references(self, step: Step, numbers: Sequence[int]) -> list[Tensor]:
+        """The reference's log-probabilities of each micro-batch's sequences."""
+        found = []
+        for group in _groups(numbers):
+            joined, parts = self._joined(step, group)
+            reference = self.reference.logprobs(joined)
+            found += [reference[which] for which in parts]
+        return found
+
+    def _joined(self, step: Step, numbers: Sequence[int]) -> tuple[Batch, list[list[int]]]:
+        """Some micro-batches as one; and which of its sequences belong to each of them."""
+        micro_batches = [step.micro_batches[number] for number in numbers]
+        samples = [len(batch[POSITIONS]) for batch in micro_batches]
         joined = join(micro_batches, self._sequences_per_sample)
-        reference = self.reference.logprobs(joined)
-        found = self.scorer.scores_without_gradients(self.model, joined, save_grad=save_grad)
-        counts = [len(batch[POSITIONS]) for batch in micro_batches]
-        return [
-            (
-                self._scores_of(batch, found.logprobs[which], reference[which]),
-                found.tokens.of(found.lengths, which),
-            )
-            for which, batch in zip(
-                sequence_numbers(counts, self._sequences_per_sample), micro_batches, strict=True
-            )
-        ]
+        return joined, sequence_numbers(samples, self._sequences_per_sample)
+
+    def _forward(self, model: nn.Module, batch: Batch, **kwargs: Any) -> CompletionScores:
+        """The forward pass of a training pass."""
+        if self.aux_loss_enabled:
+            kwargs["output_router_logits"] = True
+        return self.scorer.scores(model, batch, **kwargs)
 
     def _scores_of(self, batch: Batch, policy: Tensor, reference: Tensor) -> Scores:
         """A batch's log-probabilities, in the order of `Scores`, with what the batch says of its samples.
@@ -227,12 +280,32 @@ class EffectiveBatchMixin:
         """Trainer's, for each of the micro-batches that stand in for one of its own."""
         micro_batches = inputs.get(MICRO_BATCHES)
         if micro_batches is None:
-            return self._micro_batch_step(model, inputs, *args, **kwargs)
+            return self._training_pass(model, inputs, *args, **kwargs)
         loss = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(micro_batches, start=1):
             with nullcontext() if number == len(micro_batches) else self._accumulating(model):
-                loss = loss + self._micro_batch_step(model, batch, *args, **kwargs)
+                loss = loss + self._training_pass(model, batch, *args, **kwargs)
         return loss
+
+    def _training_pass(self, model: nn.Module, batch: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """A micro-batch's; a step's first one comes after the scores of the others.
+
+        It is the one with the most graphs beside it. Where they leave it too little memory, they are dropped.
+        """
+        slot = batch[SLOT]
+        step = slot.step
+        if slot.index or slot.is_last:
+            return self._micro_batch_step(model, batch, *args, **kwargs)
+        self._score_before_training(step)
+        try:
+            with self.kept_graphs.first_training_pass(step.tokens[0]):
+                return self._micro_batch_step(model, batch, *args, **kwargs)
+        except torch.OutOfMemoryError:
+            if not step.graphs:
+                raise
+            self._drop_graphs(step, list(step.graphs))
+        model.zero_grad()  # of a backward pass that has not come to its end; there was none before it
+        return self._micro_batch_step(model, batch, *args, **kwargs)
 
     def _micro_batch_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Trainer's forward and backward pass of one micro-batch."""
@@ -263,19 +336,42 @@ class EffectiveBatchMixin:
         batch = {**inputs}
         slot = batch.pop(SLOT)
         step = slot.step
-        kwargs = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        # The first micro-batch has not been scored. Its reference comes first, before activations are kept.
-        reference = self.reference.logprobs(batch) if step.loss is None else None
-        found = self.scorer.scores(model, batch, cached_scores=slot.cached_scores, **kwargs)
-        if reference is not None:
-            step.scores[0] = self._scores_of(batch, found.logprobs.detach(), reference)
-            step.loss, step.coefficients = self._loss_and_coefficients(step.scores)
+        found = step.graphs.pop(slot.index, None)
+        if step.loss is None:
+            found = self._score_first(model, batch, slot)
+        elif found is None:
+            cached = step.cached_scores.pop(slot.index, None)
+            found = self._forward(self._forwards(model, slot), batch, cached_scores=cached)
         contribution = (step.coefficients[slot.index] * found.logprobs).sum()
         loss = step.loss + (contribution - contribution.detach())
         if self.aux_loss_enabled:
             loss = loss + self.router_aux_loss_coef * found.aux_loss
         loss = step.loss_scale * loss
         return (loss, found) if return_outputs else loss
+
+    def _score_first(self, model: nn.Module, batch: Batch, slot: MicroBatchSlot) -> CompletionScores:
+        """The forward pass of a step's first micro-batch; then all scores are known, and so is the loss."""
+        step = slot.step
+        reference = self.reference.logprobs(batch)  # before activations are kept
+        with nullcontext() if slot.is_last else self.kept_graphs.forward_pass(step.tokens[0]):
+            found = self._forward(self._forwards(model, slot), batch)
+        step.scores[0] = self._scores_of(batch, found.logprobs.detach(), reference)
+        scores = [step.scores[number] for number in range(len(step.micro_batches))]
+        step.loss, step.coefficients = self._loss_and_coefficients(scores)
+        return found
+
+    def _forwards(self, model: nn.Module, slot: MicroBatchSlot) -> nn.Module:
+        """What runs a micro-batch forward.
+
+        DDP has a part in a step's last forward pass only, the one of the backward pass that exchanges
+        gradients. It would broadcast buffers in the first one, in place, and graphs that are kept may need
+        them as they were.
+        """
+        return self.model if self._is_ddp and not slot.is_last else model
+
+    @property
+    def _is_ddp(self) -> bool:
+        return self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
     def _loss_and_coefficients(self, micro_batches: list[Scores]) -> tuple[Tensor, list[Tensor]]:
         """The loss over what is sorted together, and each micro-batch's coefficients.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from axolotl_aot.scoring.batches import Batch
+from axolotl_aot.scoring.forward import CompletionScores
 from axolotl_aot.scoring.head import TokenScores
 from axolotl_aot.training.objective import Scores
 
@@ -21,25 +22,41 @@ MICRO_BATCHES = "aot_micro_batches"  # in one of Trainer's batches: those that s
 class Step:
     """What micro-batches that are sorted together have in common.
 
-    scores: of each of them; None for the first until its training pass. loss_scale: how many of Trainer's
-    accumulation steps there are for each of them; Trainer divides by the number of those. loss: scalar.
-    coefficients: of each micro-batch, the loss's derivative by each answer's log-probability under the
-    policy, in the scale that Trainer and data parallelism expect.
+    micro_batches: in the order of their training passes. tokens: of each of them. loss_scale: how many of
+    Trainer's accumulation steps there are for each of them; Trainer divides by the number of those.
+
+    By a micro-batch's number: its scores; its completions' scores with the graph of the forward pass, where
+    that is kept until the training pass; the scores of its tokens, where the head need not run again.
+
+    loss: scalar. coefficients: of each micro-batch, the loss's derivative by each answer's log-probability
+    under the policy, in the scale that Trainer and data parallelism expect.
     """
 
-    scores: list[Scores | None]
+    micro_batches: list[Batch]
+    tokens: list[int]
     loss_scale: float = 1.0
+    scores: dict[int, Scores] = field(default_factory=dict)
+    graphs: dict[int, CompletionScores] = field(default_factory=dict)
+    cached_scores: dict[int, TokenScores] = field(default_factory=dict)
     loss: Tensor | None = None
     coefficients: list[Tensor] = field(default_factory=list)
+
+    def in_slots(self) -> list[dict[str, Any]]:
+        """The micro-batches, each with its slot."""
+        return [{**batch, SLOT: MicroBatchSlot(self, i)} for i, batch in enumerate(self.micro_batches)]
 
 
 @dataclass(frozen=True)
 class MicroBatchSlot:
-    """Which of its step's micro-batches this is, and the scores of its tokens, where they are known."""
+    """Which of its step's micro-batches this is, from 0."""
 
     step: Step
     index: int
-    cached_scores: TokenScores | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether gradients are exchanged in its backward pass."""
+        return self.index == len(self.step.micro_batches) - 1
 
 
 def with_positions(batch: Batch, start: int, end: int, sequences_per_sample: int) -> Batch:

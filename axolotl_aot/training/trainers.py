@@ -25,6 +25,7 @@ from axolotl_aot.training.batch_checks import BATCH_KEYS, require_samples_fit, r
 from axolotl_aot.training.effective_batch import EffectiveBatchMixin
 from axolotl_aot.training.evaluation import Evaluation, require_an_engine_that_evaluates
 from axolotl_aot.training.fsdp2_fixes import load_into_shards
+from axolotl_aot.training.kept_graphs import KeptGraphs
 from axolotl_aot.training.objective import Objective, PairedObjective, UnpairedObjective
 from axolotl_aot.training.precompute import PrecomputedReferences
 from axolotl_aot.training.reference import Reference
@@ -124,6 +125,7 @@ class AOTMixin(EffectiveBatchMixin):
             trains=True,
             same_everywhere=broadcast,
         )
+        self.kept_graphs = KeptGraphs(self)
         self.reference = Reference(self, self.scorer, precomputed=reference_folder is not None)
         self.precomputed: PrecomputedReferences | None = None
         lookup = None

@@ -57,6 +57,14 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(processes, config, expected,
         assert_same(run, expected)
 
 
+@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], BOTH), indirect=True, ids="-".join)
+def test_processes_that_have_room_for_different_numbers_of_graphs(processes, config, expected, tmp_path):
+    plugins = [*config["plugins"], "tests.on_cpu.MemoryOnFirstProcess"]
+    for name, keys in (("plain", {}), ("checkpointing", {"gradient_checkpointing": True})):
+        run = train(processes, config, tmp_path / name, (2, 1, 8), **keys, plugins=plugins)
+        assert_same(run, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", BOTH, indirect=True, ids="-".join)
 def test_an_entropic_coupling_with_an_anchor_and_doubted_labels(processes, config, tmp_path):

@@ -487,11 +487,12 @@ def test_the_policy_runs_forward_once_where_it_can(build, config, accumulation, 
 
 
 @pytest.mark.parametrize(("accumulation", "scored"), [(3, 1), (6, 2)])
-def test_all_micro_batches_but_the_first_are_scored_four_at_a_time(build, config, accumulation, scored):
-    trainer = build({**config, **cut(2, accumulation), "max_steps": 2})
+def test_the_policy_runs_forward_once_from_the_second_step_on(build, config, accumulation, scored):
+    """In the first step all micro-batches but the first are scored, four at a time."""
+    trainer = build({**config, **cut(2, accumulation), "max_steps": 3})
     with counting_forwards(trainer.model) as seen:
         trainer.train()
-    assert seen == PROBES + ([False] * scored + [True] * accumulation) * 2
+    assert seen == PROBES + [False] * scored + [True] * accumulation * 3
 
 
 @pytest.mark.parametrize("scope", ["effective_batch", "micro_batch"])

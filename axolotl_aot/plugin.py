@@ -33,6 +33,9 @@ class AOTPlugin(BasePlugin):
         """Check the raw YAML and translate `rl: aot...` (see `axolotl_aot.config`)."""
         self._active = config.translate(cfg) is not None
         if self._active:
+            from axolotl_aot.training.lora_kernels import carry_keys
+
+            carry_keys(cfg)
             dataset_hook.install()
 
     def get_input_args(self) -> str | None:
@@ -95,13 +98,19 @@ class AOTPlugin(BasePlugin):
         return Path(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH) / "aot_references"
 
     def add_callbacks_post_trainer(self, cfg: DictDefault, trainer: Trainer) -> list[TrainerCallback]:
-        """Callbacks that axolotl's RL builder does not make from the YAML, and the report's."""
+        """Callbacks that axolotl's RL builder does not make from the YAML, and the report's.
+
+        The trainer has made the adapter by now, which LoRA kernels need.
+        """
         self._trained, self._report = False, None
         if not config.active_rl(cfg):
             return []
+        from axolotl_aot.training.lora_kernels import apply_lora_kernels
         from axolotl_aot.training.report_callback import ReportCallback
         from axolotl_aot.training.run_setup import callbacks
 
+        if cfg.adapter:
+            apply_lora_kernels(cfg, trainer)
         settings = config.settings(cfg)
         if not settings.aot_report:
             return callbacks(cfg)

@@ -93,7 +93,6 @@ _PRETRAINING = (
 )
 _POSE = ("pose_max_context_len", "pose_num_chunks", "pose_split_on_token_ids", "use_pose")
 _LOSS_OF_LABELS = ("chunked_cross_entropy", "chunked_cross_entropy_num_chunks", "flash_attn_cross_entropy")
-_LORA_KERNELS = ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lora_qkv_kernel")
 _COMPILE = ("torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_compile_options")
 _FOUND_OUT = ("device", "local_rank", "world_size")
 _OTHER_MODEL = ("center_rewards_coefficient", "num_labels", "process_reward_model", "reward_model")
@@ -124,9 +123,6 @@ FOREIGN_KEYS = {
     **dict.fromkeys(_PRETRAINING, "preference data are not streamed, and are no pre-training; remove it"),
     **dict.fromkeys(_POSE, "axolotl shifts the positions of supervised data only; remove it"),
     **dict.fromkeys(_LOSS_OF_LABELS, "log-probabilities are computed in chunks without it; remove it"),
-    **dict.fromkeys(
-        _LORA_KERNELS, "axolotl's LoRA kernels need the adapter before an RL trainer has made it; remove it"
-    ),
     **dict.fromkeys(
         _COMPILE,
         "log-probabilities are computed within the model's forward pass, which torch cannot compile; "
@@ -164,10 +160,14 @@ FOREIGN_KEYS = {
 OF_ADAPTERS = (
     "lora_alpha",
     "lora_alpha_pattern",
+    "lora_embedding_kernel",
     "lora_fan_in_fan_out",
+    "lora_mlp_kernel",
     "lora_model_dir",
     "lora_modules_to_save",
+    "lora_o_kernel",
     "lora_on_cpu",
+    "lora_qkv_kernel",
     "lora_r",
     "lora_rank_pattern",
     "lora_target_linear",

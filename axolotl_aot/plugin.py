@@ -13,7 +13,7 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from axolotl_aot import config, dataset_hook
+from axolotl_aot import checks, config, dataset_hook
 
 if TYPE_CHECKING:
     from axolotl_aot.training.report_callback import ReportCallback
@@ -53,12 +53,14 @@ class AOTPlugin(BasePlugin):
     def pre_model_load(self, cfg: DictDefault) -> None:
         """Before a model is read, policy or reference: what its files lack is drawn alike each time.
 
-        An adapter that is not there is told now, and not when a large model has been read.
+        An adapter that is not there is told now, and not when a large model has been read; so is a plugin
+        that would train in AOT's place.
         """
         if config.active_rl(cfg):
             from axolotl_aot.training.new_tokens import draw_weights_alike
             from axolotl_aot.training.start_checks import require_adapter
 
+            checks.check_trainer(cfg)
             draw_weights_alike()
             if cfg.adapter and cfg.lora_model_dir:
                 require_adapter(cfg.lora_model_dir)

@@ -24,7 +24,6 @@ from axolotl.utils.schemas.config import AxolotlConfigWCapabilities
 from peft import PeftModelForCausalLM
 from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.variants import DoraLinearVariant
 from torch import Tensor, nn
 from transformers import Trainer
 
@@ -34,10 +33,12 @@ from axolotl_aot.errors import AOTConfigError
 LOG = logging.getLogger(__name__)
 
 REMEDY = "remove it, or set it to false"
-# What axolotl refuses beside the kernels, known before a model is loaded; and its reasons.
+# What axolotl refuses beside the kernels, or what is wrong with them, known before a model is loaded.
 NOT_BESIDE = {
     "load_in_8bit": "the kernels do not read 8-bit weights",
     "trust_remote_code": "the kernels rewrite the attention of transformers' own models",
+    # its norms are found again where torch has noted a change of the weights, which these optimizers do not tell
+    "peft_use_dora": "with optimizers of bitsandbytes the kernels would keep DoRA's norms of the first step",
     "nvfp4_merge_aware": "the kernels compute the projections without PEFT, which has to round them",
     "fp32_norms": "the kernels need what the norms give in the precision of the matrix products",
 }
@@ -95,7 +96,9 @@ def apply_lora_kernels(cfg: DictDefault, trainer: Trainer) -> None:
 
 def _by_default(cfg: DictDefault) -> list[str]:
     """The kernels that axolotl would switch on for supervised fine-tuning."""
-    if any(cfg.get(key) for key in NOT_BESIDE):
+    excluding = next((key for key in NOT_BESIDE if cfg.get(key)), None)
+    if excluding:
+        LOG.info("LoRA kernels are off with `%s: %s`: %s", excluding, cfg[excluding], NOT_BESIDE[excluding])
         return []
     supervised = {**cfg, "rl": None, "capabilities": {"n_gpu": cfg.world_size or 1}}
     chosen = AxolotlConfigWCapabilities.check_auto_enable_lora_kernels(supervised)
@@ -114,6 +117,7 @@ def _skip_idle_dropout(policy: nn.Module) -> None:
 # --- What stands in a kernel's way ----------------------------------------------------------------
 
 NOTHING_TO_DO = "the embeddings have no adapter"
+HOOKED = "the kernels would step past what hooks a layer's modules, such as a device_map over several devices"
 
 
 @dataclass(eq=False)
@@ -195,6 +199,8 @@ def _no_mlp(run: _Run) -> str | None:
         return "it is a Triton kernel, which needs a CUDA GPU"
     if run.cfg.tiled_mlp:
         return "it would replace the MLP that `tiled_mlp: true` computes in tiles"
+    if any("forward" in vars(mlp) for mlp in run.mlps):
+        return HOOKED
     groups = [[mlp.gate_proj, mlp.up_proj, mlp.down_proj] for mlp in run.mlps]
     return _not_fusable(run, groups, "gate_proj, up_proj and down_proj") or _other_mlp(run)
 
@@ -235,11 +241,11 @@ def _odd(run: _Run, projection: LoraLayer) -> str | None:
     kinds = {lora.Linear: nn.Linear, bnb.Linear4bit: Linear4bit}
     if type(base) is not kinds.get(type(projection)):
         return f"the kernels do not know {_kind(projection)}"
-    variants = {type(variant) for variant in projection.lora_variant.values()} - {DoraLinearVariant}
-    if variants:
-        return f"the kernels do not know PEFT's {', '.join(v.__name__ for v in variants)}"
+    if projection.lora_variant:
+        variants = {type(variant).__name__ for variant in projection.lora_variant.values()}
+        return f"the kernels do not know PEFT's {', '.join(variants)}"
     if "forward" in vars(projection) or "forward" in vars(base):
-        return "something hooks the projections, such as a device_map over several devices"
+        return HOOKED
     dtype = base.weight.dtype
     if isinstance(base, Linear4bit):
         state = base.weight.quant_state
@@ -265,7 +271,7 @@ def _other_attention(run: _Run) -> str | None:
     from axolotl.monkeypatch.lora_kernels import patch_self_attn_lora
 
     if any("forward" in vars(attention) for attention in run.attentions):
-        return "something hooks the attention, such as a device_map over several devices"
+        return HOOKED
     try:
         patch_self_attn_lora(run.cfg)
     except (AssertionError, ValueError):  # code that it does not know; a class that it does not find

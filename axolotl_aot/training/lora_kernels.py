@@ -11,7 +11,6 @@ forward pass. So both models' log-probabilities are rounded alike, and the first
 """
 
 import copy
-import logging
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from axolotl.model_support import Unsupported, get_model_support, resolve_model_support
 from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
 from axolotl.utils.schemas.config import AxolotlConfigWCapabilities
 from peft import PeftModelForCausalLM
 from peft.tuners import lora
@@ -30,14 +30,14 @@ from transformers import Trainer
 from axolotl_aot.config import LORA_KERNELS
 from axolotl_aot.errors import AOTConfigError
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 REMEDY = "remove it, or set it to false"
 # What axolotl refuses beside the kernels, or what is wrong with them, known before a model is loaded.
 NOT_BESIDE = {
     "load_in_8bit": "the kernels do not read 8-bit weights",
     "trust_remote_code": "the kernels rewrite the attention of transformers' own models",
-    # its norms are found again where torch has noted a change of the weights, which these optimizers do not tell
+    # they look for changes that torch has noted, and these optimizers do not tell it of theirs
     "peft_use_dora": "with optimizers of bitsandbytes the kernels would keep DoRA's norms of the first step",
     "nvfp4_merge_aware": "the kernels compute the projections without PEFT, which has to round them",
     "fp32_norms": "the kernels need what the norms give in the precision of the matrix products",

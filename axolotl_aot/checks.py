@@ -8,6 +8,8 @@ import math
 from collections.abc import MutableMapping
 from typing import Any
 
+from axolotl.integrations.base import PluginManager
+
 from axolotl_aot.errors import AOTConfigError
 
 DEFAULT_BETA = 0.01  # the paper's choice
@@ -64,6 +66,17 @@ def check_parallelism(cfg: MutableMapping[str, Any], rl: str) -> None:
             raise AOTConfigError(
                 f"`{key}: true` with FSDP and `rl: {rl}`: axolotl cannot shard quantized weights under "
                 "FSDP2, and FSDP1 was not tried; use DeepSpeed (ZeRO-2) or DDP"
+            )
+
+
+def check_trainer(cfg: MutableMapping[str, Any]) -> None:
+    """No other plugin brings its own trainer, which axolotl would take in place of AOT's."""
+    for name, plugin in PluginManager.get_instance().plugins.items():
+        trainer = plugin.get_trainer_cls(cfg)
+        if trainer is not None:
+            raise AOTConfigError(
+                f"`plugins: {name}` brings its own trainer, {trainer.__name__}, which would run in place of "
+                "AOT's; remove it"
             )
 
 

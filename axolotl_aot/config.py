@@ -31,6 +31,7 @@ SCOPES = ("effective_batch", "micro_batch")
 DEFAULT_REPORT_SAMPLES = 8
 ENTRIES = "aot_entries"  # what the plugin has read of the keys of DATA; not for users to write
 DATA = ("datasets", "test_datasets")
+LORA_KERNELS = "aot_lora_kernels"  # axolotl's keys of its LoRA kernels; see `training/lora_kernels.py`
 
 
 class AOTArgs(BaseModel):
@@ -123,6 +124,10 @@ class AOTInput(AOTArgs):
         default=None,
         description="Set by the plugin: the entries of `datasets` and `test_datasets`, with all options.",
     )
+    aot_lora_kernels: dict[str, bool] | None = Field(
+        default=None,
+        description="Set by the plugin: axolotl's keys `lora_*_kernel`, which it would act on too early.",
+    )
 
 
 class RLType(NamedTuple):
@@ -207,7 +212,7 @@ def settings(cfg: MutableMapping[str, Any]) -> AOTArgs:
     Raises:
         AOTConfigError: an unknown key, a value of the wrong type or range, or two that contradict.
     """
-    own = {ENTRIES} if active_rl(cfg) else set()
+    own = {ENTRIES, LORA_KERNELS} if active_rl(cfg) else set()
     given = {k: v for k, v in cfg.items() if str(k).startswith(PREFIX) and v is not None and k not in own}
     for key in given:
         if key not in AOTArgs.model_fields:

@@ -13,7 +13,7 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from axolotl_aot import config, dataset_hook
+from axolotl_aot import checks, config, dataset_hook
 
 if TYPE_CHECKING:
     from axolotl_aot.training.report_callback import ReportCallback
@@ -33,6 +33,9 @@ class AOTPlugin(BasePlugin):
         """Check the raw YAML and translate `rl: aot...` (see `axolotl_aot.config`)."""
         self._active = config.translate(cfg) is not None
         if self._active:
+            from axolotl_aot.training.lora_kernels import carry_keys
+
+            carry_keys(cfg)
             dataset_hook.install()
 
     def get_input_args(self) -> str | None:
@@ -50,12 +53,14 @@ class AOTPlugin(BasePlugin):
     def pre_model_load(self, cfg: DictDefault) -> None:
         """Before a model is read, policy or reference: what its files lack is drawn alike each time.
 
-        An adapter that is not there is told now, and not when a large model has been read.
+        An adapter that is not there is told now, and not when a large model has been read; so is a plugin
+        that would train in AOT's place.
         """
         if config.active_rl(cfg):
             from axolotl_aot.training.new_tokens import draw_weights_alike
             from axolotl_aot.training.start_checks import require_adapter
 
+            checks.check_trainer(cfg)
             draw_weights_alike()
             if cfg.adapter and cfg.lora_model_dir:
                 require_adapter(cfg.lora_model_dir)
@@ -95,13 +100,19 @@ class AOTPlugin(BasePlugin):
         return Path(cfg.dataset_prepared_path or DEFAULT_DATASET_PREPARED_PATH) / "aot_references"
 
     def add_callbacks_post_trainer(self, cfg: DictDefault, trainer: Trainer) -> list[TrainerCallback]:
-        """Callbacks that axolotl's RL builder does not make from the YAML, and the report's."""
+        """Callbacks that axolotl's RL builder does not make from the YAML, and the report's.
+
+        The trainer has made the adapter by now, which LoRA kernels need.
+        """
         self._trained, self._report = False, None
         if not config.active_rl(cfg):
             return []
+        from axolotl_aot.training.lora_kernels import apply_lora_kernels
         from axolotl_aot.training.report_callback import ReportCallback
         from axolotl_aot.training.run_setup import callbacks
 
+        if cfg.adapter:
+            apply_lora_kernels(cfg, trainer)
         settings = config.settings(cfg)
         if not settings.aot_report:
             return callbacks(cfg)

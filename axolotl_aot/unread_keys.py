@@ -92,8 +92,15 @@ _PRETRAINING = (
     "streaming_multipack_buffer_size",
 )
 _POSE = ("pose_max_context_len", "pose_num_chunks", "pose_split_on_token_ids", "use_pose")
-_LOSS_OF_LABELS = ("chunked_cross_entropy", "chunked_cross_entropy_num_chunks", "flash_attn_cross_entropy")
-_LORA_KERNELS = ("lora_embedding_kernel", "lora_mlp_kernel", "lora_o_kernel", "lora_qkv_kernel")
+_LOSS_OF_LABELS = (
+    "chunked_cross_entropy",
+    "chunked_cross_entropy_num_chunks",
+    "cut_cross_entropy",
+    "flash_attn_cross_entropy",
+    "liger_cross_entropy",
+    "liger_fused_linear_cross_entropy",
+    "liger_use_token_scaling",
+)
 _COMPILE = ("torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_compile_options")
 _FOUND_OUT = ("device", "local_rank", "world_size")
 _OTHER_MODEL = ("center_rewards_coefficient", "num_labels", "process_reward_model", "reward_model")
@@ -124,9 +131,6 @@ FOREIGN_KEYS = {
     **dict.fromkeys(_PRETRAINING, "preference data are not streamed, and are no pre-training; remove it"),
     **dict.fromkeys(_POSE, "axolotl shifts the positions of supervised data only; remove it"),
     **dict.fromkeys(_LOSS_OF_LABELS, "log-probabilities are computed in chunks without it; remove it"),
-    **dict.fromkeys(
-        _LORA_KERNELS, "axolotl's LoRA kernels need the adapter before an RL trainer has made it; remove it"
-    ),
     **dict.fromkeys(
         _COMPILE,
         "log-probabilities are computed within the model's forward pass, which torch cannot compile; "
@@ -161,13 +165,20 @@ FOREIGN_KEYS = {
     "cpo_alpha": _OTHER_LOSS,
 }
 
+# Plugins of axolotl's that do nothing else, and do it without being asked: the key that switches them off.
+LOSS_PLUGINS = {"axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": "cut_cross_entropy"}
+
 OF_ADAPTERS = (
     "lora_alpha",
     "lora_alpha_pattern",
+    "lora_embedding_kernel",
     "lora_fan_in_fan_out",
+    "lora_mlp_kernel",
     "lora_model_dir",
     "lora_modules_to_save",
+    "lora_o_kernel",
     "lora_on_cpu",
+    "lora_qkv_kernel",
     "lora_r",
     "lora_rank_pattern",
     "lora_target_linear",
@@ -271,6 +282,11 @@ def check_keys(cfg: Mapping[str, Any], rl: str, own: type[BaseModel]) -> None:
     for key, advice in FOREIGN_KEYS.items():
         if _asks_for_something(cfg, key, schema):
             raise AOTConfigError(f"`{key}: {cfg[key]}` has no effect with `rl: {rl}`: {advice}")
+    for plugin in _loss_plugins(cfg):
+        raise AOTConfigError(
+            f"`plugins: {plugin}` has no effect with `rl: {rl}`: log-probabilities are computed in chunks "
+            f"without it; remove it, or set {LOSS_PLUGINS[plugin]} to false"
+        )
     known = _names(schema)
     for key, value in cfg.items():
         if value is not None and key not in known | _allowed():
@@ -298,7 +314,13 @@ def without_unread_keys(cfg: Mapping[str, Any], own: type[BaseModel]) -> dict[st
     schema = _schema(own)
     known = _names(schema) | _allowed()
     idle = {key for key, needed in NEEDS.items() if not _has(cfg, *needed, schema)}
-    return {k: v for k, v in cfg.items() if k in known and k not in FOREIGN_KEYS and k not in idle}
+    kept = {k: v for k, v in cfg.items() if k in known and k not in FOREIGN_KEYS and k not in idle}
+    return {**kept, **{LOSS_PLUGINS[plugin]: False for plugin in _loss_plugins(cfg)}}
+
+
+def _loss_plugins(cfg: Mapping[str, Any]) -> list[str]:
+    listed = [plugin for plugin in LOSS_PLUGINS if plugin in (cfg.get("plugins") or [])]
+    return [plugin for plugin in listed if cfg.get(LOSS_PLUGINS[plugin]) is not False]
 
 
 # --- axolotl's schema ---------------------------------------------------------------------------

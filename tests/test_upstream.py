@@ -940,6 +940,70 @@ def test_a_second_adapter(lora, tmp_path):
     assert (tmp_path / "one/adapter_model.safetensors").is_file()
 
 
+@guards("axolotl", "`apply_qkv` and `apply_o`", "fused LoRA kernels are not applied, or break other models")
+def test_how_fused_lora_kernels_come_into_a_model(model, tiny_model):
+    from axolotl.monkeypatch import lora_kernels as kernels
+    from axolotl.utils.dict import DictDefault
+    from axolotl.utils.schemas.config import AxolotlConfigWCapabilities
+    from peft import LoraConfig, get_peft_model
+
+    keys = {"lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embedding_kernel"}
+    chosen = AxolotlConfigWCapabilities.check_auto_enable_lora_kernels
+    assert {key for key, value in chosen({"adapter": "lora"}).items() if value is True} == keys
+    assert not keys & chosen({"adapter": "lora", "rl": "dpo"}).keys()
+    names = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    adapted = get_peft_model(model, LoraConfig(target_modules=names, task_type="CAUSAL_LM"))
+    layers = kernels.get_layers(adapted)
+    (attention,) = kernels.find_self_attn_in_layer(layers[0])
+    assert [part[-1] for part in kernels.find_mlp_in_layer(layers[0])] == [layers[0].mlp]
+    kind, before = type(attention), dict(vars(type(attention)))
+    cfg = DictDefault(base_model=str(tiny_model), lora_qkv_kernel=True, lora_o_kernel=True)
+    try:
+        kernels.patch_self_attn_lora(cfg)
+        assert {"apply_qkv", "apply_o"} <= set(kind.forward.__code__.co_names)
+        kernels.apply_lora_kernel_patches(adapted, cfg)
+        assert attention.apply_qkv.__func__ is kernels.apply_lora_qkv
+        assert attention.apply_o.__func__ is kernels.apply_lora_o
+        assert callable(kernels.original_apply_qkv) and callable(kernels.original_apply_o)
+    finally:
+        for name in set(vars(kind)) - set(before):
+            delattr(kind, name)
+        kind.forward = before["forward"]
+
+
+@guards("axolotl", "`get_trainer_cls` names", "another plugin's trainer runs in place of AOT's")
+def test_a_plugins_trainer_goes_first(monkeypatch):
+    from axolotl.core.builders.rl import HFRLTrainerBuilder
+    from axolotl.integrations.base import BasePlugin, PluginManager
+
+    class Other(BasePlugin):
+        def get_trainer_cls(self, cfg):
+            return dict
+
+    monkeypatch.setattr(PluginManager.get_instance(), "plugins", {"first": BasePlugin(), "other": Other()})
+    assert PluginManager.get_instance().get_trainer_cls({}) is dict
+    source = inspect.getsource(HFRLTrainerBuilder._get_trainer_cls)
+    assert source.index("plugin_manager.get_trainer_cls(") < source.index("self.cfg.trainer_cls")
+
+
+@guards(
+    "PEFT", "`cast_input_dtype_enabled`", "inputs of LoRA's layers are copied, or kernels compute another"
+)
+def test_how_a_lora_layer_casts_its_input(tiny_model):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    for dora in (False, True):
+        config = LoraConfig(target_modules=["q_proj"], use_dora=dora)
+        adapted = get_peft_model(LlamaForCausalLM.from_pretrained(tiny_model), config)
+        layer = adapted.base_model.model.model.layers[0].self_attn.q_proj
+        assert bool(layer.lora_variant) is dora
+        for enabled, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+            layer.cast_input_dtype_enabled = enabled
+            given = torch.ones(1, dtype=torch.bfloat16)
+            assert layer._cast_input_dtype(given, torch.float32).dtype == dtype
+
+
 @guards("PEFT", "which `init_lora_weights` change", "a round starts from another policy than its adapter's")
 def test_which_adapters_change_their_base(tiny_model):
     from peft import LoraConfig, get_peft_model

@@ -26,6 +26,7 @@ from axolotl_aot.training.effective_batch import EffectiveBatchMixin
 from axolotl_aot.training.evaluation import Evaluation, require_an_engine_that_evaluates
 from axolotl_aot.training.fsdp2_fixes import load_into_shards
 from axolotl_aot.training.kept_graphs import KeptGraphs
+from axolotl_aot.training.lora_inputs import spare_input_copies
 from axolotl_aot.training.objective import Objective, PairedObjective, UnpairedObjective
 from axolotl_aot.training.precompute import PrecomputedReferences
 from axolotl_aot.training.reference import Reference
@@ -86,6 +87,8 @@ class AOTMixin(EffectiveBatchMixin):
         self.run_state = RunState()
         callbacks = [*(c for c in callbacks or [] if c is not setup), self.run_state]
         super().__init__(model, ref_model, callbacks=callbacks, **kwargs)
+        if is_peft_model(self.model):
+            spare_input_copies(self.model)
         self.start_adapter = self._set_up_adapter(setup, kwargs.get("peft_config")) if setup.adapter else None
         self.objective = self.objective_class(self.aot, self.beta)
         self._check_batches()

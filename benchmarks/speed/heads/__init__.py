@@ -1,0 +1,1 @@
+"""Log-probabilities from hidden states: what the head costs beyond its matrix products."""

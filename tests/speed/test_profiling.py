@@ -1,0 +1,58 @@
+"""Kinds of kernels, and one step taken apart."""
+
+import pytest
+
+from benchmarks.speed import cases
+from benchmarks.speed.profiling import compare as profiling
+from benchmarks.speed.profiling.kinds import kind_of
+from benchmarks.speed.profiling.recorder import peak_flops
+from tests.speed.conftest import TINY
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("nvjet_hsh_256x128_64x4_2x1_v_bz_coopA_NNT", "matrix products"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16>", "matrix products"),
+        ("aten::mm", "matrix products"),
+        ("aten::mul", "elementwise"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<cutlass::bfloat16_t>>", "attention"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("void kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, 2>(float*, unsigned char*)", "4-bit weights"),
+        (
+            "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>",
+            "copies, fills",
+        ),
+        ("Memcpy DtoD (Device -> Device)", "copies, fills"),
+        ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add<c10::BFloat16>>", "elementwise"),
+        (
+            "void at::native::elementwise_kernel<128, 4, BinaryFunctor<float, MulFunctor<float>>>",
+            "elementwise",
+        ),
+        ("void at::native::reduce_kernel<512, 1, ReduceOp<float, MeanOps<float>>>", "softmax, norms, sums"),
+        (
+            "void at::native::(anonymous namespace)::cunn_SoftMaxForward<4, float, float>",
+            "softmax, norms, sums",
+        ),
+        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimizer, clipping"),
+        ("void kOptimizerStatic8bit2StateBlockwise<float, 0, 256, 1>(float*)", "optimizer, clipping"),
+        ("autograd::engine::evaluate_function: MulBackward0", "rest"),
+        ("MulBackward0", "rest"),
+        ("ncclDevKernel_Broadcast", "rest"),
+    ],
+)
+def test_kernels_have_kinds(name, kind):
+    assert kind_of(name) == kind
+
+
+def test_a_step_is_taken_apart():
+    recorded, seconds = profiling.profile_step(cases.TRL, TINY, None)
+    assert 0 < sum(recorded.kinds.values()) <= recorded.seconds
+    assert recorded.kinds["matrix products"] > 0 and seconds > 0
+    # products of weights: 2 FLOP a weight and token, forwards of policy and reference, and backwards by the
+    # activations; the adapter's own, a tenth of that, and attention's come on top
+    hidden, intermediate, layers = 256, 704, 4
+    weights = layers * (2 * hidden**2 + 2 * hidden * hidden // 2 + 3 * hidden * intermediate) + hidden * 1_000
+    per_token = 2 * 3 * weights
+    assert 1 < recorded.flops / (per_token * 2 * TINY.micro_batch * 32) < 1.4
+    assert "matrix products" in profiling.table(profiling._figures(recorded, seconds, peak_flops(64)))

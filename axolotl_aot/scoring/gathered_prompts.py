@@ -107,8 +107,8 @@ def segment_lengths(segments: Arrangement, device: torch.device) -> SegmentLengt
 
 # --- Attention -----------------------------------------------------------------------------------
 
-# A layer, its queries (1, heads, tokens, size), gathered keys and values (1, their heads, keys, size), and the
-# segments, to the result (1, tokens, heads, size); further arguments as transformers' attention.
+# A layer, its queries (1, heads, tokens, size), gathered keys and values (1, their heads, keys, size), and
+# the segments, to the result (1, tokens, heads, size); further arguments as transformers' attention.
 Kernel = Callable[..., Tensor]
 
 

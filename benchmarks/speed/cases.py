@@ -7,7 +7,9 @@ from benchmarks.speed.shapes import SMALL
 
 TRL, LIGER = "TRL aot", "TRL dpo, Liger"
 OURS, MICRO = "ours", "ours, micro_batch"
+PLAIN = "ours, no LoRA kernels"
 PEER = "TRL aot, peer"  # TRL as another interpreter has it
+ALL_CONTENDERS = (TRL, LIGER, MICRO, OURS, PLAIN, PEER)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.cases import ALL_CASES, CASES, LIGER, MICRO, OURS, PEER, TRL, Case
+from benchmarks.speed.cases import ALL_CASES, ALL_CONTENDERS, CASES, PEER, Case
 from benchmarks.speed.errors import UsageError
 from benchmarks.speed.job import Job
 from benchmarks.speed.options import of_a_case, require_known
@@ -26,7 +26,7 @@ def chosen_cases(given: dict[str, Any]) -> dict[str, Case]:
     if "peer_python" in given and "contenders" not in given:
         cases = {name: replace(case, contenders=(*case.contenders, PEER)) for name, case in cases.items()}
     for case in cases.values():
-        require_known(case.contenders, (TRL, LIGER, MICRO, OURS, PEER))
+        require_known(case.contenders, ALL_CONTENDERS)
         if (PEER in case.contenders) != ("peer_python" in given):
             raise UsageError(f"--contenders {PEER!r} and --peer-python PATH need each other")
     _require_readers(given, {case.lengths == "real" for case in cases.values()})

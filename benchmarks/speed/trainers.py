@@ -14,7 +14,7 @@ from peft import LoraConfig, prepare_model_for_kbit_training
 from transformers import PreTrainedModel, Trainer, set_seed
 from trl import DPOConfig, DPOTrainer
 
-from benchmarks.speed.cases import LIGER, MICRO, OURS, PEER, TRL, Case
+from benchmarks.speed.cases import LIGER, MICRO, OURS, PEER, PLAIN, TRL, Case
 from benchmarks.speed.memory import Meter
 from benchmarks.speed.models import load_model
 from tests.tiny import make_tokenizer
@@ -85,7 +85,7 @@ def _trls(loss: dict[str, Any], parts: Parts, case: Case, folder: Path) -> Train
     return Tokenized(parts.model, parts.reference, args=config, **parts.common)
 
 
-def _ours(scope: str, parts: Parts, case: Case, folder: Path) -> Trainer:
+def _ours(scope: str, parts: Parts, case: Case, folder: Path, kernels: bool = True) -> Trainer:
     from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
 
     from axolotl_aot.config import AOTArgs
@@ -97,7 +97,21 @@ def _ours(scope: str, parts: Parts, case: Case, folder: Path) -> Trainer:
         reference_folder=folder / "references" if case.cached else None,
     )
     config = AxolotlDPOConfig(**parts.args)
-    return AOTTrainer(parts.model, parts.reference, args=config, callbacks=[setup], **parts.common)
+    trainer = AOTTrainer(parts.model, parts.reference, args=config, callbacks=[setup], **parts.common)
+    if kernels and case.adapter != "full":
+        _apply_kernels(trainer, parts.model, case, folder)
+    return trainer
+
+
+def _apply_kernels(trainer: Trainer, model: PreTrainedModel, case: Case, folder: Path) -> None:
+    """LoRA kernels as the plugin chooses them for a YAML that names none: on a GPU, those that fit."""
+    from axolotl.utils.dict import DictDefault
+
+    from axolotl_aot.training.lora_kernels import apply_lora_kernels
+
+    model.config.save_pretrained(folder / "model")  # axolotl reads it from there
+    keys = {"adapter": case.adapter, "load_in_4bit": case.adapter == "qlora", "model_config_type": "llama"}
+    apply_lora_kernels(DictDefault({**keys, "base_model": str(folder / "model")}), trainer)
 
 
 _TRLS_AOT = partial(_trls, {"loss_type": ["aot"]})
@@ -107,4 +121,5 @@ CONTENDERS: dict[str, Callable[[Parts, Case, Path], Trainer]] = {
     LIGER: partial(_trls, {"loss_type": ["sigmoid"], "use_liger_kernel": True}),
     MICRO: partial(_ours, "micro_batch"),
     OURS: partial(_ours, "effective_batch"),
+    PLAIN: partial(_ours, "effective_batch", kernels=False),
 }

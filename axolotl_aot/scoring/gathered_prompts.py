@@ -107,7 +107,7 @@ def segment_lengths(segments: Arrangement, device: torch.device) -> SegmentLengt
 
 # --- Attention -----------------------------------------------------------------------------------
 
-# A layer, its queries (1, heads, tokens, size), gathered keys and values (1, their heads, keys, size), and the
+# A layer, its queries (1, heads, tokens, size), gathered keys and values (1, their heads, keys, size), and
 # segments, to the result (1, tokens, heads, size); further arguments as transformers' attention.
 Kernel = Callable[..., Tensor]
 

@@ -90,8 +90,8 @@ class AOTArgs(BaseModel):
     )
     aot_padding_free: bool | None = Field(
         default=None,
-        description="Put a micro-batch's sequences in one row, without padding; by default wherever the "
-        "attention backend can keep them apart.",
+        description="Put a micro-batch's sequences together without padding, and completions of one prompt "
+        "behind one copy of it; by default wherever the attention backend can keep them apart.",
     )
     aot_report: bool = Field(
         default=True,

@@ -662,6 +662,54 @@ def test_sequences_in_one_row(model):
     assert (mixed - apart).abs().max() > 1e-2
 
 
+@guards("transformers", "a mask of four dimensions", "completions that share a prompt see each other")
+def test_a_mask_of_ones_own(model):
+    """Two continuations of 5 tokens, each of which sees those and itself; the last one's positions go on."""
+    prompt, first, second = torch.arange(5, 10), torch.arange(40, 43), torch.arange(50, 52)
+    row = torch.cat([prompt, first, second])[None]
+    seen = torch.ones(10, 10).tril().bool()
+    seen[8:, 5:8] = False
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7, 5, 6]])
+    with torch.no_grad():
+        alone = model(input_ids=torch.cat([prompt, second])[None]).logits
+        together = model(
+            input_ids=row, position_ids=positions, attention_mask=seen[None, None], use_cache=False
+        ).logits
+    torch.testing.assert_close(together[0, [0, 1, 2, 3, 4, 8, 9]], alone[0], rtol=1e-4, atol=1e-4)
+
+
+@guards("transformers", "hand on arguments", "keys and values of a shared prompt are not gathered")
+def test_what_reaches_an_attention_function(tiny_model):
+    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.modeling_flash_attention_utils import _flash_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    seen = []
+
+    def attention(module, query, key, value, attention_mask, **kwargs):
+        seen.append((tuple(query.shape), tuple(key.shape), attention_mask.ndim, kwargs.pop("aot_segments")))
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+    AttentionInterface.register("of this test", attention)
+    assert ALL_ATTENTION_FUNCTIONS["of this test"] is attention
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="of this test")
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    model(input_ids=torch.arange(5, 12)[None], attention_mask=mask, aot_segments="these", use_cache=False)
+    assert seen == [((1, 4, 7, 16), (1, 2, 7, 16), 4, "these")] * 2  # of both layers
+    lengths = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+    assert lengths <= set(inspect.signature(_flash_attention_forward).parameters)
+
+
+@guards("torch", "`varlen_attn`", "SDPA on a GPU cannot gather a shared prompt's keys and values")
+def test_attention_over_lengths_of_torch():
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = list(inspect.signature(varlen_attn).parameters)
+    assert names[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+    assert {"scale", "window_size"} <= set(names)
+
+
 @guards(
     "transformers",
     "`config._attn_implementation`",

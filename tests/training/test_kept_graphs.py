@@ -94,9 +94,7 @@ def test_the_result_does_not_depend_on_memory(build, config, kind, without_memor
     kept.assert_same(without_memory(build, config))
 
 
-def test_the_trained_adapter_s_gradient_not_the_reference_s(
-    build, config, without_memory, tiny_model, tmp_path
-):
+def test_beside_a_reference_adapter(build, config, without_memory, tiny_model, tmp_path):
     """The model is switched to it and back before layers are computed again."""
     start = make_adapter(tmp_path / "start", tiny_model)
     config = {**config, **KINDS["lora, checkpointing"], "lora_model_dir": str(start)}
@@ -157,9 +155,7 @@ def short_of_memory(at: int, backward: bool = False):
     }.items(),
     ids=lambda item: item[0],
 )
-def test_a_step_without_enough_memory_is_computed_all_the_same(
-    build, config, without_memory, caplog, disturb
-):
+def test_a_step_short_of_memory_is_computed_anew(build, config, without_memory, caplog, disturb):
     _, disturb = disturb
     with caplog.at_level("WARNING"):
         short = Trained(build(config), disturb=disturb)

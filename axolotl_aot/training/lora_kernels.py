@@ -171,7 +171,6 @@ class _Run:
         accelerator = self.trainer.accelerator
         support = get_model_support(self.cfg.model_config_type)
         declared = support and resolve_model_support(support).capabilities.get("lora_kernels")
-        deepspeed = accelerator.state.deepspeed_plugin
         if isinstance(declared, Unsupported):
             return f"axolotl's LoRA kernels are wrong for {self.model} ({declared.reason})"
         if self.trainer.is_fsdp_enabled and not accelerator.is_fsdp2:

@@ -134,7 +134,8 @@ def test_fused_lora_kernels(processes, config, expected, tmp_path):
     engines = {"fsdp2": FSDP2, "zero2": zero(2, tmp_path), "zero3": zero(3, tmp_path, **parts), "ddp": {}}
     for name, keys in engines.items():
         run = train(processes, {**config, **kernels}, tmp_path / name, (2, 2, 4), **keys)
-        assert "LoRA kernels: lora_qkv_kernel, lora_o_kernel" in run.output
+        said = (run.folder / "output.txt").read_text()
+        assert "LoRA kernels: lora_qkv_kernel, lora_o_kernel" in said
         assert_same(run, expected)
 
 

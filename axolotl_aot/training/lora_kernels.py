@@ -171,15 +171,10 @@ class _Run:
         accelerator = self.trainer.accelerator
         support = get_model_support(self.cfg.model_config_type)
         declared = support and resolve_model_support(support).capabilities.get("lora_kernels")
-        deepspeed = accelerator.state.deepspeed_plugin
         if isinstance(declared, Unsupported):
             return f"axolotl's LoRA kernels are wrong for {self.model} ({declared.reason})"
         if self.trainer.is_fsdp_enabled and not accelerator.is_fsdp2:
             return "axolotl's LoRA kernels do not run over FSDP1 (FSDP2: `fsdp_version: 2`)"
-        if deepspeed is not None and deepspeed.zero_stage == 3:
-            return (
-                "ZeRO-3 gathers a projection's weights in its own forward pass, which the kernels leave out"
-            )
         if not self.layers:
             return f"axolotl's LoRA kernels do not find the layers of {self.model}"
         return None

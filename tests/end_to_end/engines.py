@@ -14,9 +14,9 @@ FSDP = {
 FSDP2 = {"fsdp_version": 2, "fsdp_config": {**FSDP, "reshard_after_forward": True}}
 
 
-def zero(stage: int, folder) -> dict:
+def zero(stage: int, folder, **more: int) -> dict:
     auto = ("gradient_accumulation_steps", "train_batch_size", "train_micro_batch_size_per_gpu")
-    settings = {"zero_optimization": {"stage": stage}, **dict.fromkeys(auto, "auto")}
+    settings = {"zero_optimization": {"stage": stage, **more}, **dict.fromkeys(auto, "auto")}
     path = folder / f"zero{stage}.json"
     path.write_text(json.dumps({**settings, "gradient_clipping": "auto"}))
     return {"deepspeed": str(path)}

@@ -154,13 +154,14 @@ def test_the_reference_scored_once_under_every_engine(processes, config, expecte
 @pytest.mark.parametrize("config", [PAIRED_LORA], indirect=True, ids="-".join)
 def test_fused_lora_kernels(processes, config, expected, tmp_path):
     kernels = {"lora_qkv_kernel": True, "lora_o_kernel": True, "gradient_checkpointing": True}
-    engines = {"ddp": {}, "fsdp2": FSDP2, "zero2": zero(2, tmp_path)}
+    # by default DeepSpeed leaves matrices of this size whole
+    parts = {"stage3_param_persistence_threshold": 0}
+    engines = {"fsdp2": FSDP2, "zero2": zero(2, tmp_path), "zero3": zero(3, tmp_path, **parts), "ddp": {}}
     for name, keys in engines.items():
         run = train(processes, {**config, **kernels}, tmp_path / name, (2, 2, 4), **keys)
-        assert "LoRA kernels: lora_qkv_kernel, lora_o_kernel" in run.output
+        said = (run.folder / "output.txt").read_text()
+        assert "LoRA kernels: lora_qkv_kernel, lora_o_kernel" in said
         assert_same(run, expected)
-    run = processes.run("train", {**config, **kernels, **zero(3, tmp_path)}, tmp_path / "zero3", 2)
-    assert any(run.codes) and "`lora_qkv_kernel: true`: ZeRO-3 gathers" in run.output
 
 
 @pytest.mark.parametrize("config", [QUANTIZED], indirect=True, ids="-".join)

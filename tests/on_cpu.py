@@ -167,3 +167,20 @@ class MemoryOnFirstProcess(BasePlugin):
     def register(self, cfg):
         if os.environ.get("RANK", "0") != "0":
             graph_memory.CPU_BYTES = 0
+
+
+class ShortOfMemoryOnSecondProcess(BasePlugin):
+    """It runs out of memory in its second step, of eight micro-batches, in the first one's training pass."""
+
+    def add_callbacks_post_trainer(self, cfg, trainer):
+        if os.environ["RANK"] == "1":
+            passes = iter(range(1_000))
+
+            def fail(*_):
+                # the eight of the first step, and the six graphs of the second
+                if torch.is_grad_enabled() and next(passes) == 8 + 6:
+                    raise torch.OutOfMemoryError("tried to allocate more than there is")
+
+            layers = (m for name, m in trainer.model.named_modules() if name.endswith("layers.0"))
+            next(layers).register_forward_pre_hook(fail)
+        return []

@@ -364,8 +364,8 @@ class EffectiveBatchMixin:
         """What runs a micro-batch forward.
 
         DDP has a part in a step's last forward pass only, the one of the backward pass that exchanges
-        gradients. It would broadcast buffers in the first one, in place, and graphs that are kept may need
-        them as they were.
+        gradients. It broadcasts buffers in its first one, and a process whose memory is short may run more
+        of them than others.
         """
         return self.model if self._is_ddp and not slot.is_last else model
 

@@ -108,7 +108,8 @@ class KeptGraphs:
         self._share /= 2
         LOG.warning(
             "out of memory with graphs kept from scoring to training: from now on fewer are kept, and the "
-            "micro-batches of this step that it concerns are computed twice"
+            "micro-batches of this step that it concerns are computed twice",
+            main_process_only=False,
         )
 
     def _random_state(self) -> torch.Tensor:

@@ -31,7 +31,8 @@ class GPUMemory:
     """Of a CUDA device, by torch's allocator."""
 
     def __init__(self, device: torch.device, processes: int):
-        self._device = device
+        # some of torch's functions want the number, which a device need not have
+        self._device = torch.cuda.current_device() if device.index is None else device.index
 
     def free(self) -> float:
         """Bytes that graphs and a training pass may take together: a share, since memory is fragmented."""

@@ -36,7 +36,9 @@ def make_trainer(contender: str, case: Case, tokens: dict[str, list], folder: Pa
     model = load_model(case)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     if case.adapter == "qlora":
+        dtype = model.dtype
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=case.checkpoints)
+        _hold_in(dtype, model)
     full = case.adapter == "full"
     reference = load_model(case).eval().requires_grad_(False) if full else None
     held = Meter().now()
@@ -48,6 +50,13 @@ def make_trainer(contender: str, case: Case, tokens: dict[str, list], folder: Pa
     set_seed(SEED)  # LoRA is drawn alike for all
     parts = Parts(model, reference, _arguments(case, folder), common)
     return CONTENDERS[contender](parts, case, folder), held
+
+
+def _hold_in(dtype: torch.dtype, model: PreTrainedModel) -> None:
+    """Norms and embeddings, which PEFT makes float32 beside 4-bit weights; axolotl casts them back."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _arguments(case: Case, folder: Path) -> dict[str, Any]:

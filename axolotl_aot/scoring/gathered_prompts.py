@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from axolotl_aot.scoring.layouts import Layout
@@ -34,19 +35,19 @@ from axolotl_aot.scoring.sizes import SequenceSize, Sizes, sequence_sizes, to_ho
 ARGUMENT = "aot_segments"  # of the model's forward pass
 
 
-class SegmentLengths(NamedTuple):
+class Segments(NamedTuple):
     """What attention needs to know of a row's segments.
 
     keys: where the keys and values of each segment's queries stand in the row, one segment after the other.
-    query_ends, key_ends: int32, 0 and where each segment's queries, and gathered keys, end. longest_query,
-    longest_keys: tokens of the longest of them.
+    query_ends, key_ends: int32, 0 and where each segment's queries, and gathered keys, end. queries, seen:
+    how many there are of each.
     """
 
     keys: Tensor
     query_ends: Tensor
     key_ends: Tensor
-    longest_query: int
-    longest_keys: int
+    queries: list[int]
+    seen: list[int]
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class GatheredPrompts:
             "position_ids": rows[1:],
             # a mask of four dimensions is none that transformers would make, and is not read
             "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
-            ARGUMENT: segment_lengths(segments, input_ids.device),
+            ARGUMENT: describe(segments, input_ids.device),
         }
         return Layout(inputs, *targets_in(batch, segments, input_ids.device))
 
@@ -96,13 +97,14 @@ class GatheredPrompts:
         return groups
 
 
-def segment_lengths(segments: Arrangement, device: torch.device) -> SegmentLengths:
+def describe(segments: Arrangement, device: torch.device) -> Segments:
+    """For attention, on its device; segments without tokens are left out."""
     filled = [one for one in segments if one.length]
     keys = torch.from_numpy(np.concatenate([one.seen for one in filled])).to(device)
     queries, seen = [one.length for one in filled], [one.offset + one.length for one in filled]
     ends = [list(accumulate(lengths, initial=0)) for lengths in (queries, seen)]
     query_ends, key_ends = torch.tensor(ends, dtype=torch.int32).to(device)
-    return SegmentLengths(keys, query_ends, key_ends, max(queries), max(seen))
+    return Segments(keys, query_ends, key_ends, queries, seen)
 
 
 # --- Attention -----------------------------------------------------------------------------------
@@ -116,62 +118,95 @@ def transformers_varlen(original: Callable) -> Kernel:
     """Flash attention as transformers calls it, with all that it knows of windows, soft caps and sinks."""
 
     def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, segments: SegmentLengths, **kwargs: Any
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, segments: Segments, **kwargs: Any
     ) -> Tensor:
         kwargs.update(
             cu_seq_lens_q=segments.query_ends,
             cu_seq_lens_k=segments.key_ends,
-            max_length_q=segments.longest_query,
-            max_length_k=segments.longest_keys,
+            max_length_q=max(segments.queries),
+            max_length_k=max(segments.seen),
         )
         return original(module, query, key, value, None, **kwargs)[0]
 
     return attend
 
 
-def torch_varlen(original: Callable) -> Kernel:
-    """torch's own flash attention, on a GPU in half precision, in place of SDPA."""
+def in_place_of_sdpa(original: Callable) -> Kernel:
+    """torch's own flash attention on a GPU in half precision; otherwise SDPA, a segment at a time.
+
+    What transformers' SDPA does not read, as soft caps, is not read here.
+    """
 
     def attend(
         module: nn.Module,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        segments: SegmentLengths,
+        segments: Segments,
         *,
         dropout: float = 0.0,
         scaling: float | None = None,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
         position_bias: Tensor | None = None,
         **_: Any,
     ) -> Tensor:
-        if dropout or softcap is not None or s_aux is not None or position_bias is not None:
-            raise NotImplementedError("torch's varlen_attn has no dropout, soft cap, sinks or bias")
-        groups = query.shape[1] // key.shape[1]
+        if position_bias is not None:
+            raise NotImplementedError("a bias of pairs of tokens in attention over segments")
+        key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
         dtype = query.dtype
-        if torch.is_autocast_enabled(query.device.type):  # which does not know this function
+        if torch.is_autocast_enabled(query.device.type):  # which does not know `varlen_attn`
             dtype = torch.get_autocast_dtype(query.device.type)
-        heads = [
-            one.squeeze(0).transpose(0, 1).to(dtype).repeat_interleave(times, dim=1)
-            for one, times in ((query, 1), (key, groups), (value, groups))
-        ]
-        result = varlen_attn(
-            *heads,
-            segments.query_ends,
-            segments.key_ends,
-            segments.longest_query,
-            segments.longest_keys,
-            scale=scaling,
-            window_size=(-1, 0),  # causal, aligned at the end
-        )
-        return result[None]
+        if query.is_cuda and dtype in (torch.float16, torch.bfloat16) and not dropout:
+            return torch_varlen(query.to(dtype), key.to(dtype), value.to(dtype), segments, scaling)
+        return by_segment(query, key, value, segments, scaling, dropout)
 
     return attend
 
 
+def torch_varlen(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None
+) -> Tensor:
+    """One call for all segments; as many heads of keys and values as of queries."""
+    result = varlen_attn(
+        *(one.squeeze(0).transpose(0, 1) for one in (query, key, value)),
+        segments.query_ends,
+        segments.key_ends,
+        max(segments.queries),
+        max(segments.seen),
+        scale=scaling,
+        window_size=(-1, 0),  # causal, aligned at the end
+    )
+    return result[None]
+
+
+def by_segment(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """One call of SDPA for each segment: its last query sees all of its keys."""
+    results = []
+    parts = zip(
+        query.split(segments.queries, 2),
+        key.split(segments.seen, 2),
+        value.split(segments.seen, 2),
+        strict=True,
+    )
+    for q, k, v in parts:
+        more = k.shape[2] - q.shape[2]
+        mask = q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(more) if more else None
+        results.append(
+            scaled_dot_product_attention(
+                q, k, v, mask, scale=scaling, dropout_p=dropout, is_causal=mask is None
+            )
+        )
+    return torch.cat(results, dim=2).transpose(1, 2)
+
+
 KERNELS: dict[str, Callable[[Callable], Kernel]] = {
-    "sdpa": torch_varlen,
+    "sdpa": in_place_of_sdpa,
     "flash_attention_2": transformers_varlen,
     "flash_attention_3": transformers_varlen,
 }

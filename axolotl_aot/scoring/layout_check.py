@@ -16,7 +16,7 @@ from torch import Tensor
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.batches import Batch, select
 from axolotl_aot.scoring.forward import CompletionScores
-from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, install_gathering
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
 from axolotl_aot.scoring.layouts import (
     Layout,
     binned,
@@ -27,6 +27,7 @@ from axolotl_aot.scoring.layouts import (
     padded_tokens,
 )
 from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.segment_attention import install_gathering
 from axolotl_aot.scoring.shared_prompts import Sharing
 from axolotl_aot.scoring.sizes import Sizes
 

@@ -11,9 +11,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from axolotl_aot.scoring.batches import Collator
 from axolotl_aot.scoring.forward import attach, completion_logprobs
-from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, install_gathering
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
 from axolotl_aot.scoring.layouts import binned, binned_tokens
 from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.segment_attention import install_gathering
 from axolotl_aot.scoring.shared_prompts import Sharing, sharing_under
 from tests.architectures import ARCHITECTURES, COMMON, make
 from tests.marks import slow_except

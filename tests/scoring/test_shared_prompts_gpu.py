@@ -7,15 +7,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 from axolotl_aot.scoring.forward import attach, completion_logprobs
-from axolotl_aot.scoring.gathered_prompts import (
-    GatheredPrompts,
-    Segments,
-    describe,
-    in_place_of_sdpa,
-    install_gathering,
-)
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, describe
 from axolotl_aot.scoring.layouts import binned, binned_tokens, padded
 from axolotl_aot.scoring.scorer import Scorer
+from axolotl_aot.scoring.segment_attention import Segments, in_place_of_sdpa, install_gathering
 from axolotl_aot.scoring.shared_prompts import arrange, sharing_under
 from axolotl_aot.scoring.sizes import SequenceSize
 from tests.architectures import make

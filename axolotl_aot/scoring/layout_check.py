@@ -16,7 +16,7 @@ from torch import Tensor
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.batches import Batch, select
 from axolotl_aot.scoring.forward import CompletionScores
-from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, install_gathering
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
 from axolotl_aot.scoring.layouts import (
     Layout,
     binned,
@@ -27,6 +27,7 @@ from axolotl_aot.scoring.layouts import (
     padded_tokens,
 )
 from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.segment_attention import install_gathering
 from axolotl_aot.scoring.shared_prompts import Sharing
 from axolotl_aot.scoring.sizes import Sizes
 
@@ -78,7 +79,7 @@ def gathered(sharing: Sharing, attention: str, apart: ScoringStrategy) -> Scorin
 # How completions can share their prompts, by attention and device, the fastest way first: functions of what
 # the model allows, its attention, and the strategy that shares none.
 SHARED_PROMPTS = {
-    ("sdpa", "cpu"): (masked,),
+    ("sdpa", "cpu"): (gathered, masked),
     ("sdpa", "cuda"): (gathered, masked),
     ("flash_attention_2", "cuda"): (gathered,),
     ("flash_attention_3", "cuda"): (gathered,),
@@ -124,15 +125,7 @@ def select_strategy(
             f"sequences of one row apart; use one of {', '.join(PADDING_FREE)}, or remove {PADDING_FREE_KEY}"
         )
     fault_of = _fault_finder(score, probe, epsilon)
-    fault = fault_of(PADDED)
-    full_logits = fault is not None
-    if full_logits:
-        LOG.warning(
-            "%s: all logits are computed and kept, which takes more time and memory, because the way without "
-            "them does not fit this model (%s)",
-            model,
-            fault,
-        )
+    full_logits = _needs_full_logits(fault_of, model)
     if padding_free is False or fast is None:
         return PADDED._replace(full_logits=full_logits)
     if needs_one_row:
@@ -151,6 +144,19 @@ def select_strategy(
     if sharing is None or not ways:
         return fast
     return _sharing_prompts([way(sharing, kind, fast) for way in ways], fault_of, model) or fast
+
+
+def _needs_full_logits(fault_of: FaultOf, model: str) -> bool:
+    """Whether the head's log-probabilities are wrong a chunk at a time, with a warning if so."""
+    fault = fault_of(PADDED)
+    if fault is not None:
+        LOG.warning(
+            "%s: all logits are computed and kept, which takes more time and memory, because the way without "
+            "them does not fit this model (%s)",
+            model,
+            fault,
+        )
+    return fault is not None
 
 
 def _sharing_prompts(

@@ -193,6 +193,20 @@ def test_a_cut_keeps_to_its_limit_wherever_it_can(tokens):
             )
 
 
+def test_a_cut_keeps_to_its_limit_where_a_larger_one_needs_more_micro_batches():
+    """Tokens that some samples take together, by their numbers: more than with another one, or than all."""
+    tokens = {"0": 9, "1": 7, "2": 6, "3": 5, "4": 4, "01": 14, "12": 8, "012": 9, "123": 9, "1234": 10}
+    samples = [[SequenceSize(0, tokens[str(i)], i)] for i in range(5)]
+
+    def taken(some) -> int:
+        return tokens.get("".join(str(size.prompt_number) for sample in some for size in sample), 28)
+
+    assert cut(samples, taken, 10) == [[0], [1, 2, 3, 4]]
+    assert len(cut(samples, taken, 14)) == 3
+    assert cut_evenly(samples, taken, 2, limit=10) == [[0], [1, 2, 3, 4]]
+    assert max(map(taken, ([samples[i] for i in g] for g in cut_evenly(samples, taken, 2)))) > 10
+
+
 def test_samples_of_one_prompt_come_into_one_micro_batch_where_they_share_it():
     samples = [[SequenceSize(40, completion, prompt)] for completion in (9, 1, 5) for prompt in (0, 1)]
     assert sorted(map(sorted, cut_evenly(samples, MASKED.tokens, 2))) == [[0, 2, 4], [1, 3, 5]]

@@ -7,6 +7,7 @@ import torch
 
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.forward import attach, completion_logprobs
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
 from axolotl_aot.scoring.layout_check import (
     ONE_ROW,
     PADDED,
@@ -15,14 +16,16 @@ from axolotl_aot.scoring.layout_check import (
     make_probe,
     select_strategy,
 )
+from axolotl_aot.scoring.layouts import binned, binned_tokens
 from axolotl_aot.scoring.masked_prompts import MaskedPrompts
 from axolotl_aot.scoring.shared_prompts import sharing_under
 from tests.architectures import make
 from tests.scoring.test_forward import batch
 
 BINNED = PADDING_FREE["sdpa"]
-LLAMA = MaskedPrompts(sharing_under(make("llama").config))
-SHARED = ScoringStrategy(LLAMA, LLAMA.tokens)
+LLAMA = sharing_under(make("llama").config)
+GATHERED = GatheredPrompts(LLAMA, binned, binned_tokens)
+SHARED = ScoringStrategy(GATHERED, GATHERED.tokens)
 
 
 def strategy_of(model, **options):
@@ -41,7 +44,7 @@ def strategy_of(model, **options):
         return completion_logprobs(model, **probe, layout=strategy.layout, full_logits=strategy.full_logits)
 
     strategy = select_strategy(score, make_probe(batch()), **{**arguments, **options})
-    if isinstance(strategy.layout, MaskedPrompts):
+    if isinstance(strategy.layout, (MaskedPrompts, GatheredPrompts)):
         assert strategy.tokens == strategy.layout.tokens
     return strategy
 
@@ -66,6 +69,18 @@ def test_the_attention_and_the_yaml_decide(options, strategy, dtype, caplog):
     with caplog.at_level(logging.WARNING):
         found = strategy_of(make("llama", dtype), **options)
     assert (found.layout, found.full_logits) == (strategy.layout, strategy.full_logits)
+    assert not caplog.text
+
+
+def test_attention_that_is_not_told_of_segments_gets_a_mask(caplog):
+    model = make("llama")
+    for layer in model.model.layers:
+        original = layer.self_attn.forward
+        layer.self_attn.forward = lambda *args, original=original, aot_segments=None, **kwargs: original(
+            *args, **kwargs
+        )
+    with caplog.at_level(logging.WARNING):
+        assert strategy_of(model).layout == MaskedPrompts(LLAMA)
     assert not caplog.text
 
 

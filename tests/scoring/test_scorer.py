@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from axolotl_aot.scoring.forward import attach
-from axolotl_aot.scoring.layouts import binned_tokens, packed_tokens, padded_tokens
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
+from axolotl_aot.scoring.layouts import binned, binned_tokens, packed_tokens, padded_tokens
 from axolotl_aot.scoring.masked_prompts import MaskedPrompts
 from axolotl_aot.scoring.reference_cache import TokenizedAnswer
 from axolotl_aot.scoring.scorer import Scorer, score_each, score_sequences
@@ -47,7 +48,7 @@ def test_the_strategy_is_found_once_and_for_the_policy(model):
     first = scorer.strategy(batch())
     count = len(asked)
     assert count and scorer.strategy(batch()) is first and len(asked) == count
-    assert first.layout == MaskedPrompts(sharing_under(model.config))
+    assert first.layout == GatheredPrompts(sharing_under(model.config), binned, binned_tokens)
 
 
 @pytest.mark.parametrize("tokens", [padded_tokens, packed_tokens, binned_tokens, MASKED.tokens])

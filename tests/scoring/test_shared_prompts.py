@@ -5,23 +5,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AttentionInterface, AutoConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from axolotl_aot.scoring.batches import Collator
 from axolotl_aot.scoring.forward import attach, completion_logprobs
-from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, SegmentLengths, gathering, install_gathering
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
 from axolotl_aot.scoring.layouts import binned, binned_tokens
 from axolotl_aot.scoring.masked_prompts import MaskedPrompts
+from axolotl_aot.scoring.segment_attention import install_gathering
 from axolotl_aot.scoring.shared_prompts import Sharing, sharing_under
 from tests.architectures import ARCHITECTURES, COMMON, make
 from tests.marks import slow_except
 
 Sequences = list[tuple[list[int], list[int]]]  # prompts and completions
-BY_LOOP = "a loop over segments"  # an attention of this name, below
 
 
 def groups(seed: int) -> Sequences:
@@ -63,32 +61,13 @@ def gradients(model, logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def loop(module, query, key, value, segments: SegmentLengths, *, scaling: float, **_) -> torch.Tensor:
-    """What a kernel has to do, a segment at a time: its last query sees all of its keys."""
-    key, value = (repeat_kv(one, query.shape[1] // one.shape[1]) for one in (key, value))
-    queries, keys = (ends.diff().tolist() for ends in (segments.query_ends, segments.key_ends))
-    assert (max(queries), max(keys)) == (segments.longest_query, segments.longest_keys)
-    parts = zip(*(one.split(n, 2) for one, n in ((query, queries), (key, keys), (value, keys))), strict=True)
-    results = [
-        scaled_dot_product_attention(
-            q, k, v, torch.ones(q.shape[2], k.shape[2]).bool().tril(k.shape[2] - q.shape[2]), scale=scaling
-        )
-        for q, k, v in parts
-    ]
-    return torch.cat(results, dim=2).transpose(1, 2)
-
-
-AttentionInterface.register(BY_LOOP, gathering(sdpa_attention_forward, loop))
-AttentionMaskInterface.register(BY_LOOP, sdpa_mask)
-
-
 def masked(model) -> MaskedPrompts:
     """Prompts shared wherever that saves a token."""
     return MaskedPrompts(sharing_under(model.config)._replace(hidden_size=10**9))
 
 
 def gathered(model) -> GatheredPrompts:
-    model.set_attn_implementation(BY_LOOP)
+    install_gathering("sdpa")  # which changes nothing for others: see the last test
     return GatheredPrompts(sharing_under(model.config), binned, binned_tokens)
 
 
@@ -186,15 +165,16 @@ def test_what_a_configuration_allows(kind, values, sharing):
 
 
 def test_attention_that_gathers_is_what_it_was_without_segments():
-    original = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     model = make("llama")
     ids = torch.arange(10, 20)[None]
-    expected = model(ids).logits
     try:
+        AttentionInterface.register("sdpa", sdpa_attention_forward)
+        expected = model(ids).logits
         install_gathering("sdpa")
         installed = ALL_ATTENTION_FUNCTIONS["sdpa"]
         install_gathering("sdpa")
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is installed is not original
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is installed is not sdpa_attention_forward
         assert torch.equal(model(ids).logits, expected)
     finally:
-        AttentionInterface.register("sdpa", original)
+        AttentionInterface.register("sdpa", before)

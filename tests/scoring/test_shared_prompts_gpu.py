@@ -7,20 +7,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 from axolotl_aot.scoring.forward import attach, completion_logprobs
-from axolotl_aot.scoring.gathered_prompts import (
-    GatheredPrompts,
-    SegmentLengths,
-    install_gathering,
-    segment_lengths,
-    torch_varlen,
-)
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, describe
 from axolotl_aot.scoring.layouts import binned, binned_tokens, padded
-from axolotl_aot.scoring.masked_prompts import MaskedPrompts
 from axolotl_aot.scoring.scorer import Scorer
+from axolotl_aot.scoring.segment_attention import Segments, in_place_of_sdpa, install_gathering
 from axolotl_aot.scoring.shared_prompts import arrange, sharing_under
 from axolotl_aot.scoring.sizes import SequenceSize
 from tests.architectures import make
-from tests.scoring.test_shared_prompts import alone, collated, gradients, groups, loop
+from tests.scoring.test_shared_prompts import alone, collated, gradients, groups
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -54,15 +48,11 @@ def batch_of(sequences) -> dict[str, torch.Tensor]:
     return {name: value.cuda() for name, value in collated(sequences).items()}
 
 
-class Layer(torch.nn.Module):
-    num_key_value_groups = 2
-
-
 def test_torchs_attention_is_a_loop_over_segments():
     """Prompts of 300 and 5 tokens, with 3 and 2 completions, and a sequence of its own."""
     sizes = [SequenceSize(300, n, 0) for n in (40, 1, 129)] + [SequenceSize(5, n, 1) for n in (7, 64)]
     segments = arrange([[0, 1, 2], [3, 4], [5]], [0, 470, 546], [*sizes, SequenceSize(3, 30, 2)])
-    lengths: SegmentLengths = segment_lengths(segments, torch.device("cuda"))
+    lengths = describe(segments, torch.device("cuda"))
     generator = torch.Generator("cuda").manual_seed(0)
 
     def drawn(heads: int, tokens: int) -> torch.Tensor:
@@ -72,18 +62,25 @@ def test_torchs_attention_is_a_loop_over_segments():
     inputs = [drawn(4, 579), drawn(2, len(lengths.keys)), drawn(2, len(lengths.keys))]
     slope = drawn(4, 579).transpose(1, 2)
     results = []
-    for kernel, dtype in ((torch_varlen(None), torch.bfloat16), (cuda_loop, torch.float32)):
+    for kernel, dtype in ((in_place_of_sdpa(None), torch.bfloat16), (by_masks, torch.float32)):
         leaves = [one.to(dtype).requires_grad_() for one in inputs]
-        result = kernel(Layer(), *leaves, lengths, scaling=0.1)
+        result = kernel(None, *leaves, lengths, scaling=0.1)
         results.append([result, *torch.autograd.grad((result * slope.to(dtype)).sum(), leaves)])
     for found, expected in zip(*results, strict=True):
         assert found.shape == expected.shape
         assert (found.float() - expected).norm() <= 0.01 * expected.norm()
 
 
-def cuda_loop(*args, **kwargs) -> torch.Tensor:
-    with torch.device("cuda"):  # for its masks
-        return loop(*args, **kwargs)
+def by_masks(_, query, key, value, segments: Segments, *, scaling: float) -> torch.Tensor:
+    """By the mathematics: scores of all pairs, and those that are not seen at minus infinity."""
+    key, value = (one.repeat_interleave(2, dim=1) for one in (key, value))
+    results = []
+    parts = (query.split(segments.queries, 2), key.split(segments.seen, 2), value.split(segments.seen, 2))
+    for q, k, v in zip(*parts, strict=True):
+        hidden = torch.ones(q.shape[2], k.shape[2], device="cuda").triu(k.shape[2] - q.shape[2] + 1).bool()
+        scores = (scaling * q @ k.transpose(2, 3)).masked_fill(hidden, -torch.inf)
+        results.append(scores.softmax(dim=-1) @ v)
+    return torch.cat(results, dim=2).transpose(1, 2)
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
@@ -139,8 +136,13 @@ def test_it_is_chosen_in_half_precision(attention):
     assert isinstance(found.layout, GatheredPrompts) and not found.full_logits
 
 
-def test_float32_and_soft_caps_take_a_mask():
-    for model in (on_gpu(torch.float32), make("gemma2", torch.bfloat16, sliding_window=64).cuda()):
-        attach(model)
-        layout = Scorer(lambda model=model: model, model.device).strategy(batch_of(groups(0))).layout
-        assert isinstance(layout, MaskedPrompts)
+def test_float32_is_exact():
+    """A segment at a time, as there is no flash attention for it."""
+    sequences = groups(0)
+    model = on_gpu(torch.float32)
+    expected = alone(model, sequences)
+    attach(model)
+    scorer = Scorer(lambda: model, model.device)
+    assert isinstance(scorer.strategy(batch_of(sequences)).layout, GatheredPrompts)
+    found = scorer.scores(model, batch_of(sequences)).logprobs
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)

@@ -15,7 +15,7 @@ differentiated. `EffectiveBatchMixin` does that for every number of micro-batche
 With one micro-batch, or with all graphs kept, nothing is computed twice.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -29,16 +29,13 @@ from torch.utils.data import Sampler
 from axolotl_aot.config import AOTArgs
 from axolotl_aot.scoring.batches import (
     LABEL,
-    WEIGHT,
     Batch,
     cut,
     cut_evenly,
     join,
     select,
-    sequence_numbers,
     sizes,
     to_batch_order,
-    to_sample_order,
 )
 from axolotl_aot.scoring.forward import CompletionScores
 from axolotl_aot.scoring.scorer import Scorer
@@ -46,7 +43,6 @@ from axolotl_aot.training import gathering
 from axolotl_aot.training.kept_graphs import KeptGraphs
 from axolotl_aot.training.micro_batches import (
     MICRO_BATCHES,
-    POSITIONS,
     SLOT,
     MicroBatchSlot,
     Step,
@@ -59,19 +55,9 @@ from axolotl_aot.training.resume import RunState
 from axolotl_aot.training.sampling import ShuffledSampler, StratifiedSampler
 from axolotl_aot.training.score_checks import require_finite, require_no_rewards
 from axolotl_aot.training.score_listener import ScoreListener
+from axolotl_aot.training.step_scores import StepScoring, scores_of
 
 LOG = get_logger(__name__)
-
-# Micro-batches that are scored in one forward pass: without gradients one layer's activations are alive,
-# not all layers'.
-SCORED_AT_ONCE = 4
-# Derivatives by hidden states that are kept from scoring to training, so that the head runs once.
-SAVED_GRAD_BYTES = 256 * 2**20
-
-
-def _groups(numbers: Sequence[int]) -> list[Sequence[int]]:
-    """In groups of a fixed number, not size: all processes must run as many forward passes."""
-    return [numbers[start : start + SCORED_AT_ONCE] for start in range(0, len(numbers), SCORED_AT_ONCE)]
 
 
 class EffectiveBatchMixin:
@@ -82,6 +68,7 @@ class EffectiveBatchMixin:
     scorer: Scorer
     reference: Reference
     kept_graphs: KeptGraphs
+    step_scoring: StepScoring
     run_state: RunState
     begins_as_reference: bool  # whether policy and reference are known to be the same model before step 1
 
@@ -170,106 +157,6 @@ class EffectiveBatchMixin:
         micro_batches = [select(joined, group, self._sequences_per_sample) for group in groups]
         return micro_batches, [tokens([samples[i] for i in group]) for group in groups]
 
-    # --- Scores ------------------------------------------------------------------------------
-
-    def _score_before_training(self, step: Step) -> None:
-        """Score all of a step's micro-batches but the first, with a graph or without.
-
-        That is done after the callbacks of the step's beginning, which may change the model.
-        """
-        self.optimizer.train()  # an averaging optimizer shows other weights after an evaluation
-        count = self.kept_graphs.count(step.tokens)
-        numbers = range(1, len(step.micro_batches))
-        # first those without a graph, while no other graph is held
-        self._score_without_graphs(step, numbers[count:])
-        self._score_with_graphs(step, numbers[:count])
-        self._score_without_graphs(step, [i for i in numbers if i not in step.scores])
-
-    def _score_with_graphs(self, step: Step, numbers: Sequence[int]) -> None:
-        """Score micro-batches as their training passes would, and keep the graphs, while there is memory."""
-        self.model.train()
-        references = self._references(step, numbers)
-        try:
-            for number, reference in zip(numbers, references, strict=True):
-                batch = step.micro_batches[number]
-                with self.kept_graphs.forward_pass(step.tokens[number]), self.compute_loss_context_manager():
-                    found = self._forward(self.model, batch)
-                step.scores[number] = self._scores_of(batch, found.logprobs.detach(), reference)
-                step.graphs[number] = found
-        except torch.OutOfMemoryError:
-            self._drop_graphs(step, numbers[len(step.graphs) // 2 :])
-
-    def _drop_graphs(self, step: Step, numbers: Sequence[int]) -> None:
-        """Memory was short with the graphs that are held: hold fewer, now and from now on."""
-        self.kept_graphs.out_of_memory()
-        for number in numbers:
-            step.graphs.pop(number, None)
-
-    def _score_without_graphs(self, step: Step, numbers: Sequence[int]) -> None:
-        """Score micro-batches several at a time, without gradients; and save the head's derivatives, where
-        these are not too large.
-        """
-        saved_bytes = 0
-        for group in _groups(numbers):
-            joined, parts = self._joined(step, group)
-            reference = self.reference.logprobs(joined)
-            found = self.scorer.scores_without_gradients(
-                self.model, joined, save_grad=saved_bytes < SAVED_GRAD_BYTES
-            )
-            for number, which in zip(group, parts, strict=True):
-                batch = step.micro_batches[number]
-                step.scores[number] = self._scores_of(batch, found.logprobs[which], reference[which])
-                tokens = found.tokens.of(found.lengths, which)
-                if tokens.gradient is not None:
-                    saved_bytes += tokens.gradient.nbytes
-                    step.cached_scores[number] = tokens
-
-    def _references(self, step: Step, numbers: Sequence[int]) -> list[Tensor]:
-        """The reference's log-probabilities of each micro-batch's sequences."""
-        found = []
-        for group in _groups(numbers):
-            joined, parts = self._joined(step, group)
-            reference = self.reference.logprobs(joined)
-            found += [reference[which] for which in parts]
-        return found
-
-    def _joined(self, step: Step, numbers: Sequence[int]) -> tuple[Batch, list[list[int]]]:
-        """Some micro-batches as one; and which of its sequences belong to each of them."""
-        micro_batches = [step.micro_batches[number] for number in numbers]
-        samples = [len(batch[POSITIONS]) for batch in micro_batches]
-        joined = join(micro_batches, self._sequences_per_sample)
-        return joined, sequence_numbers(samples, self._sequences_per_sample)
-
-    def _forward(self, model: nn.Module, batch: Batch, **kwargs: Any) -> CompletionScores:
-        """The forward pass of a training pass."""
-        if self.aux_loss_enabled:
-            kwargs["output_router_logits"] = True
-        return self.scorer.scores(model, batch, **kwargs)
-
-    def _scores_of(self, batch: Batch, policy: Tensor, reference: Tensor) -> Scores:
-        """A batch's log-probabilities, in the order of `Scores`, with what the batch says of its samples.
-
-        policy, reference: in the batch's order, shape (sequences,).
-        """
-        each = self._sequences_per_sample
-
-        def of_answers(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.to(policy.device).repeat_interleave(each)
-
-        return Scores(
-            to_sample_order(policy, each),
-            to_sample_order(reference, each),
-            label=self._labels(batch, policy),
-            weight=of_answers(batch.get(WEIGHT)),
-            position=of_answers(batch.get(POSITIONS)),
-        )
-
-    def _labels(self, batch: Batch, policy: Tensor) -> Tensor:
-        """Of each answer, where the scores are; pairs have no column of labels."""
-        if LABEL in batch:
-            return batch[LABEL].to(policy.device).bool()
-        return torch.arange(len(policy), device=policy.device) % 2 == 0
-
     @property
     def _sequences_per_sample(self) -> int:
         return self.objective.sequences_per_sample
@@ -296,14 +183,14 @@ class EffectiveBatchMixin:
         step = slot.step
         if slot.index or slot.is_last:
             return self._micro_batch_step(model, batch, *args, **kwargs)
-        self._score_before_training(step)
+        self.step_scoring.before_training(step)
         try:
             with self.kept_graphs.first_training_pass(step.tokens[0]):
                 return self._micro_batch_step(model, batch, *args, **kwargs)
         except torch.OutOfMemoryError:
             if not step.graphs:
                 raise
-            self._drop_graphs(step, list(step.graphs))
+            self.step_scoring.drop_graphs(step, list(step.graphs))
         model.zero_grad()  # of a backward pass that has not come to its end; there was none before it
         return self._micro_batch_step(model, batch, *args, **kwargs)
 
@@ -341,7 +228,7 @@ class EffectiveBatchMixin:
             found = self._score_first(model, batch, slot)
         elif found is None:
             cached = step.cached_scores.pop(slot.index, None)
-            found = self._forward(self._forwards(model, slot), batch, cached_scores=cached)
+            found = self.step_scoring.forward(self._forwards(model, slot), batch, cached_scores=cached)
         contribution = (step.coefficients[slot.index] * found.logprobs).sum()
         loss = step.loss + (contribution - contribution.detach())
         if self.aux_loss_enabled:
@@ -354,8 +241,8 @@ class EffectiveBatchMixin:
         step = slot.step
         reference = self.reference.logprobs(batch)  # before activations are kept
         with nullcontext() if slot.is_last else self.kept_graphs.forward_pass(step.tokens[0]):
-            found = self._forward(self._forwards(model, slot), batch)
-        step.scores[0] = self._scores_of(batch, found.logprobs.detach(), reference)
+            found = self.step_scoring.forward(self._forwards(model, slot), batch)
+        step.scores[0] = scores_of(batch, found.logprobs.detach(), reference, self._sequences_per_sample)
         scores = [step.scores[number] for number in range(len(step.micro_batches))]
         step.loss, step.coefficients = self._loss_and_coefficients(scores)
         return found

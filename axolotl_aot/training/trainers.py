@@ -35,6 +35,7 @@ from axolotl_aot.training.resume import RunState, find_checkpoint, go_on_from
 from axolotl_aot.training.run_models import policy_and_reference
 from axolotl_aot.training.run_setup import AOTSetup
 from axolotl_aot.training.start_adapter import StartAdapter, start_from
+from axolotl_aot.training.step_scores import StepScoring, scores_of
 from axolotl_aot.training.tied_embeddings import require_mergeable
 
 # `aot_` keys that a run may change half-way: they change how a step is computed, not what, or the report.
@@ -128,8 +129,11 @@ class AOTMixin(EffectiveBatchMixin):
             trains=True,
             same_everywhere=broadcast,
         )
-        self.kept_graphs = KeptGraphs(self)
         self.reference = Reference(self, self.scorer, precomputed=reference_folder is not None)
+        self.kept_graphs = KeptGraphs(self)
+        self.step_scoring = StepScoring(
+            self, self.scorer, self.reference, self.kept_graphs, self.objective.sequences_per_sample
+        )
         self.precomputed: PrecomputedReferences | None = None
         lookup = None
         columns = self.objective.samples.columns
@@ -189,7 +193,7 @@ class AOTMixin(EffectiveBatchMixin):
         batch: Batch = self._prepare_inputs(inputs)
         reference = self.reference.logprobs(batch)
         policy = self.scorer.scores_without_gradients(model, batch).logprobs
-        self._evaluation.add(self._scores_of(batch, policy, reference))
+        self._evaluation.add(scores_of(batch, policy, reference, self.objective.sequences_per_sample))
         return None, None, None
 
     # --- Resuming ----------------------------------------------------------------------------

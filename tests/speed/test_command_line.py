@@ -60,15 +60,15 @@ def test_rows_of_the_command_line_fit_and_suffice(tiny_model, tmp_path):
 
 def test_means_of_repeated_runs_against_the_first_contender():
     def run(seconds: float) -> dict:
-        figures = {"train_runtime": seconds, "seconds": seconds / 4, "command_seconds": 30 + seconds}
-        return {**figures, "bytes": seconds * 2**20, "peak_bytes": 2**30}
+        figures = {"train_runtime": seconds, "seconds": seconds / 4 + 1, "command_seconds": 30 + seconds}
+        return {**figures, "bytes": (seconds + 6) * 2**20, "peak_bytes": 2**30}
 
     table = cli.table(
         {"trl": [run(10), run(14)], "ours": [run(3), {"failed": "no"}], "x": [{"failed": "no memory"}]}
     )
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    assert rows[0] == ["trl", "12.0 (10.0 to 14.0)", "3.00", "42", "12", "1,024", "1.00", "1.00", "1.00"]
-    assert rows[1] == ["ours", "3.0", "0.75", "33", "3", "1,024", "0.25", "0.25", "0.25"]
+    assert rows[0] == ["trl", "12.0 (10.0 to 14.0)", "4.00", "42", "18", "1,024", "1.00", "1.00", "1.00"]
+    assert rows[1] == ["ours", "3.0", "1.75", "33", "9", "1,024", "0.25", "0.44", "0.50"]
     assert rows[2] == ["x", "no memory", *[""] * 7]
 
 

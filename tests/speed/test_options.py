@@ -9,8 +9,11 @@ from benchmarks.speed.command import main
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cases", "fixed", "--tokens", "8"], "--tokens is read with --head"),
-        (["--cli", "--lengths", "64"], "--lengths is read with no mode's option or --profile"),
+        (["--contenders", "nobody", "--tokens", "8"], "--tokens is read with --head"),
+        (
+            ["--cli", "--base-model", "/nowhere/model", "--lengths", "64"],
+            "--lengths is read with no mode's option or --profile",
+        ),
         (["--contenders", "our"], "Did you mean 'ours'?"),
         (["--cli", "--contenders", "TRL aot"], "unknown here"),
         (["--base-model", "m", "--vocabulary", "7"], "leave one out"),
@@ -21,8 +24,11 @@ from benchmarks.speed.command import main
         (["--steps", "0"], "0 is not above 0"),
         (["--data", "nowhere.jsonl"], "there is no file nowhere.jsonl"),
         (["--cli", "--set", "bf16"], "is no KEY=VALUE"),
-        (["--cli", "--set", "max_steps=3"], "give it as --steps"),
-        (["--cli", "--set-ours", "rl=dpo"], "what the comparison sets itself"),
+        (["--cli", "--base-model", "/nowhere/model", "--set", "max_steps=3"], "give it as --steps"),
+        (
+            ["--cli", "--base-model", "/nowhere/model", "--set-ours", "rl=dpo"],
+            "what the comparison sets itself",
+        ),
         (["--cli", "--base-model", "/nowhere/model"], "--base-model /nowhere/model"),
     ],
 )

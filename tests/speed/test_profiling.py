@@ -1,5 +1,7 @@
 """Kinds of kernels, and one step taken apart."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.speed import cases
@@ -56,3 +58,11 @@ def test_a_step_is_taken_apart():
     per_token = 2 * 3 * weights
     assert 1 < recorded.flops / (per_token * 2 * TINY.micro_batch * 32) < 1.4
     assert "matrix products" in profiling.table(profiling._figures(recorded, seconds, peak_flops(64)))
+
+
+@pytest.mark.slow
+def test_what_comes_before_the_passes_of_a_step_is_of_it():
+    # scoring the effective batch can only add to what each micro-batch alone takes
+    case = replace(TINY, accumulation=2, cached=True)
+    ours, micro = (profiling.profile_step(name, case, None)[0].flops for name in (cases.OURS, cases.MICRO))
+    assert ours >= 0.999 * micro

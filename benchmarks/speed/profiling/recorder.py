@@ -27,7 +27,7 @@ class Recorded(NamedTuple):
 
 
 class Recorder(TrainerCallback):
-    """Profiles the step after so many."""
+    """Profiles the step after so many, from their end on: what comes before its passes is of it."""
 
     def __init__(self, after: int) -> None:
         self._after = after
@@ -35,22 +35,20 @@ class Recorder(TrainerCallback):
         self._profile: profile | None = None
         self.recorded: Recorded | None = None
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == self._after:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._profile is not None:
+            self._meter.wait()
+            seconds = time.perf_counter() - self._began
+            self._profile.__exit__(None, None, None)
+            self.recorded = _read(self._profile, seconds, on_gpu=self._meter.cuda is not None)
+            self._profile = None
+        elif state.global_step == self._after:
             activities = [ProfilerActivity.CPU]
             if self._meter.cuda:
                 activities.append(ProfilerActivity.CUDA)
             self._meter.wait()
             self._profile = profile(activities=activities, record_shapes=True, with_flops=True).__enter__()
             self._began = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        if self._profile is None or self.recorded is not None:
-            return
-        self._meter.wait()
-        seconds = time.perf_counter() - self._began
-        self._profile.__exit__(None, None, None)
-        self.recorded = _read(self._profile, seconds, on_gpu=self._meter.cuda is not None)
 
 
 def _read(recorded: profile, seconds: float, on_gpu: bool) -> Recorded:

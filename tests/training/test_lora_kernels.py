@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.training.lora_kernels import _other_mlp, carry_keys
+from axolotl_aot.training.lora_kernels import _by_default, _other_mlp, carry_keys
 from tests import architectures
 from tests.adapters import LINEAR, make_adapter
 from tests.by_hand import logprob
@@ -297,6 +297,24 @@ def test_optimizers_of_bitsandbytes_do_not_tell_torch_what_they_change():
 def test_on_a_cpu_they_are_off_by_default(build, config):
     trainer = build({key: value for key, value in config.items() if key not in KEYS})
     assert not any("apply_qkv" in vars(module) for module in trainer.model.modules())
+
+
+CHOSEN = {
+    "lora": ({}, set(KEYS)),
+    "qlora": ({"adapter": "qlora", "load_in_4bit": True}, set(KEYS)),
+    "full": (dict.fromkeys(LORA), set()),
+    "dora": ({"peft_use_dora": True}, set()),
+    "8 bits": ({"load_in_8bit": True}, set()),
+    "remote code": ({"trust_remote_code": True}, set()),
+}
+
+
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_on_a_gpu_axolotl_would_choose(load, config, kind):
+    more, chosen = CHOSEN[kind]
+    cfg = load({**{key: value for key, value in config.items() if key not in KEYS}, **more})
+    assert set(_by_default(cfg)) == chosen
+    assert cfg.rl.value == "dpo" and not any(cfg[key] for key in KEYS)
 
 
 def test_another_config_keeps_its_keys():

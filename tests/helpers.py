@@ -32,6 +32,19 @@ class Snapshots(TrainerCallback):
 
 
 @contextmanager
+def unchanged(*kinds: type) -> Iterator[None]:
+    """Takes back what is written to classes meanwhile; axolotl rewrites attention for a process's life."""
+    before = [dict(vars(kind)) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, names in zip(kinds, before, strict=True):
+            for name in set(vars(kind)) - set(names):
+                delattr(kind, name)
+            kind.forward = names["forward"]
+
+
+@contextmanager
 def counting_forwards(model) -> Iterator[list[bool]]:
     """Collects, a forward pass each, whether it ran in training mode."""
     seen: list[bool] = []

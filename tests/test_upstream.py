@@ -24,6 +24,7 @@ import torch
 from packaging.requirements import Requirement
 from torch import nn
 
+from tests.helpers import unchanged
 from tests.tiny import write_jsonl
 from tests.upstream import GUARDED, ROOT, TABLE, guards, rows_of
 
@@ -1004,19 +1005,15 @@ def test_how_fused_lora_kernels_come_into_a_model(model, tiny_model):
     layers = kernels.get_layers(adapted)
     (attention,) = kernels.find_self_attn_in_layer(layers[0])
     assert [part[-1] for part in kernels.find_mlp_in_layer(layers[0])] == [layers[0].mlp]
-    kind, before = type(attention), dict(vars(type(attention)))
+    kind = type(attention)
     cfg = DictDefault(base_model=str(tiny_model), lora_qkv_kernel=True, lora_o_kernel=True)
-    try:
+    with unchanged(kind):
         kernels.patch_self_attn_lora(cfg)
         assert {"apply_qkv", "apply_o"} <= set(kind.forward.__code__.co_names)
         kernels.apply_lora_kernel_patches(adapted, cfg)
         assert attention.apply_qkv.__func__ is kernels.apply_lora_qkv
         assert attention.apply_o.__func__ is kernels.apply_lora_o
         assert callable(kernels.original_apply_qkv) and callable(kernels.original_apply_o)
-    finally:
-        for name in set(vars(kind)) - set(before):
-            delattr(kind, name)
-        kind.forward = before["forward"]
 
 
 @guards("axolotl", "`get_trainer_cls` names", "another plugin's trainer runs in place of AOT's")

@@ -4,6 +4,7 @@ On a CPU: the kernels of attention, which are plain torch. `test_lora_kernels_gp
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -13,17 +14,15 @@ from axolotl.kernels.lora import apply_lora_embedding, apply_lora_o, apply_lora_
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from transformers.models.gemma2.modeling_gemma2 import Gemma2Attention
 from transformers.models.llama.modeling_llama import LlamaAttention
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.training.lora_kernels import _other_mlp, carry_keys
+from axolotl_aot.training.lora_kernels import _by_default, _other_mlp, carry_keys
 from tests import architectures
 from tests.adapters import LINEAR, make_adapter
 from tests.by_hand import logprob
 from tests.conftest import LORA, QLORA
-from tests.helpers import Snapshots, column, counting_calls, steps
+from tests.helpers import Snapshots, column, counting_calls, steps, unchanged
 from tests.marks import slow_except
 from tests.tiny import make_pairs, with_test_rows
 
@@ -33,16 +32,13 @@ PLAIN_LORA = {key: value for key, value in LORA.items() if key not in KEYS}
 WEIGHTS = "adapter_model.safetensors"
 
 
+ARCHITECTURES = ("qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "granite", "mixtral")
+
+
 @pytest.fixture(autouse=True)
 def classes_as_before() -> Iterator[None]:
-    """axolotl rewrites a model's class, for the life of the process."""
-    kinds = (LlamaAttention, Qwen2Attention, Gemma2Attention)
-    before = [dict(vars(kind)) for kind in kinds]
-    yield
-    for kind, names in zip(kinds, before, strict=True):
-        for name in set(vars(kind)) - set(names):
-            delattr(kind, name)
-        kind.forward = names["forward"]
+    with unchanged(LlamaAttention):
+        yield
 
 
 @pytest.fixture
@@ -83,7 +79,7 @@ def trained(build, config: dict):
 
 
 def attentions(trainer) -> list:
-    return [module for module in trainer.model.modules() if isinstance(module, LlamaAttention)]
+    return [module for name, module in trainer.model.named_modules() if name.endswith(".self_attn")]
 
 
 def assert_alike(build, config: dict, more: dict, tolerance: float = 1e-4) -> None:
@@ -134,6 +130,19 @@ KINDS = {
 def test_a_run_is_what_it_is_without_kernels(build, config, tmp_path, kind):
     config = {**config, **KINDS[kind], "dataset_prepared_path": str(tmp_path / "prepared"), "max_steps": 3}
     assert_alike(build, config, KERNELS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures(build, config, tiny_model, tmp_path, name):
+    model = architectures.make(name, vocab_size=300, max_position_embeddings=256)
+    for path, parameter in model.named_parameters():
+        if path.endswith("bias"):
+            parameter.data.normal_()
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    model.save_pretrained(folder)
+    with unchanged({type(layer.self_attn) for layer in model.model.layers}.pop()):
+        assert_alike(build, {**config, "base_model": str(folder), "max_steps": 2}, KERNELS)
 
 
 @pytest.mark.slow
@@ -239,6 +248,10 @@ def test_what_excludes_a_kernel_stops_before_a_model_is_loaded(load, config, kin
 
 
 LATE = {
+    "an unknown attention": (
+        {"lora_o_kernel": True, "base_model": "cohere"},
+        "`lora_o_kernel: true`: axolotl's LoRA kernels do not know the attention of CohereForCausalLM",
+    ),
     "on a CPU": (
         {"lora_mlp_kernel": True},
         "`lora_mlp_kernel: true`: it is a Triton kernel, which needs a CUDA GPU",
@@ -259,8 +272,12 @@ LATE = {
 
 
 @pytest.mark.parametrize("kind", slow_except(["on a CPU", "adapters elsewhere"], LATE))
-def test_what_cannot_be_served_is_refused_by_name(build, config, kind):
+def test_what_cannot_be_served_is_refused_by_name(build, config, tiny_model, tmp_path, kind):
     more, message = LATE[kind]
+    if "base_model" in more:
+        folder = shutil.copytree(tiny_model, tmp_path / "model")
+        architectures.make(more["base_model"], vocab_size=300).save_pretrained(folder)
+        more = {**more, "base_model": str(folder)}
     with pytest.raises(AOTConfigError) as error:
         build({**config, **more})
     assert message in str(error.value) and str(error.value).endswith("remove it, or set it to false")
@@ -280,6 +297,24 @@ def test_optimizers_of_bitsandbytes_do_not_tell_torch_what_they_change():
 def test_on_a_cpu_they_are_off_by_default(build, config):
     trainer = build({key: value for key, value in config.items() if key not in KEYS})
     assert not any("apply_qkv" in vars(module) for module in trainer.model.modules())
+
+
+CHOSEN = {
+    "lora": ({}, set(KEYS)),
+    "qlora": ({"adapter": "qlora", "load_in_4bit": True}, set(KEYS)),
+    "full": (dict.fromkeys(LORA), set()),
+    "dora": ({"peft_use_dora": True}, set()),
+    "8 bits": ({"load_in_8bit": True}, set()),
+    "remote code": ({"trust_remote_code": True}, set()),
+}
+
+
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_on_a_gpu_axolotl_would_choose(load, config, kind):
+    more, chosen = CHOSEN[kind]
+    cfg = load({**{key: value for key, value in config.items() if key not in KEYS}, **more})
+    assert set(_by_default(cfg)) == chosen
+    assert cfg.rl.value == "dpo" and not any(cfg[key] for key in KEYS)
 
 
 def test_another_config_keeps_its_keys():

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
 from tests.conftest import LORA
-from tests.helpers import column, steps
+from tests.helpers import column, steps, unchanged
 from tests.tiny import make_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton kernels need a CUDA GPU")
@@ -73,11 +73,8 @@ def as_before(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(PluginManager.get_instance(), "plugins", {})
     for name in ("LlamaMLP", "LlamaRMSNorm", "apply_rotary_pos_emb"):
         monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
-    attention, names = modeling_llama.LlamaAttention, dict(vars(modeling_llama.LlamaAttention))
-    yield
-    for name in set(vars(attention)) - set(names):
-        delattr(attention, name)
-    attention.forward = names["forward"]
+    with unchanged(modeling_llama.LlamaAttention):
+        yield
 
 
 @pytest.fixture

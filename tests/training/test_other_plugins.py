@@ -23,7 +23,7 @@ from axolotl_aot.unread_keys import check_keys, without_unread_keys
 from tests.architectures import make
 from tests.by_hand import logprob
 from tests.conftest import LORA
-from tests.helpers import steps
+from tests.helpers import steps, unchanged
 
 OURS = "axolotl_aot.AOTPlugin"
 LIGER = "axolotl.integrations.liger.LigerPlugin"
@@ -38,11 +38,8 @@ def as_before(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(PluginManager.get_instance(), "plugins", {})
     for name in ("LlamaMLP", "LlamaRMSNorm", "apply_rotary_pos_emb"):
         monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
-    attention, names = modeling_llama.LlamaAttention, dict(vars(modeling_llama.LlamaAttention))
-    yield
-    for name in set(vars(attention)) - set(names):
-        delattr(attention, name)
-    attention.forward = names["forward"]
+    with unchanged(modeling_llama.LlamaAttention):
+        yield
 
 
 @pytest.fixture(params=["ours first", "ours last"])

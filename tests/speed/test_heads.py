@@ -49,6 +49,7 @@ def test_heads_are_compared_and_what_is_absent_is_said(capsys):
     printed = capsys.readouterr().out
     found = {(result["head"], result.get("chunk")): result for result in printed_results(printed)}
     assert {("bare product", 16), ("ours", 4), ("ours", 8), ("all logits", 16)} <= set(found)
+    assert "ours, as it is" in {head for head, _ in found}
     assert found["ours", 4]["error"] < 1e-5
     absent = [name for name in HEADS if name not in {head for head, chunk in found if chunk}]
     assert all(found[name, None]["failed"].startswith("absent: ") for name in absent)

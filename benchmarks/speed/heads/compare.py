@@ -26,13 +26,13 @@ KINDS = ("forward", "gradient")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the head; chunks: tokens that ours takes at a time, None as it would by itself."""
+    """Of the head; chunks: tokens that ours takes at a time, besides what it would take by itself."""
 
     tokens: int = 4096 if CUDA else 128
     hidden: int = 4096
     vocabulary: int = 128_256
     dtype: str = "bfloat16" if CUDA else "float32"
-    chunks: tuple[int | None, ...] = (None, 128, 256, 512, 1024, 2048) if CUDA else (None, 32, 64)
+    chunks: tuple[int, ...] = (128, 256, 512, 1024, 2048) if CUDA else (32, 64)
     repeats: int = 5 if CUDA else 3
 
 
@@ -51,7 +51,7 @@ def main(given: dict[str, Any], results: Results) -> None:
         except ImportError as error:
             found.append(results.add({"head": name, "failed": f"absent: {error}"}))
             continue
-        for chunk in sizes.chunks if contender.chunked else (None,):
+        for chunk in (None, *sizes.chunks) if contender.chunked else (None,):
             with chunks_of(chunk, DEVICE, sizes.vocabulary) as tokens:
                 shown = f"{name}, as it is" if contender.chunked and chunk is None else name
                 head = {"head": shown, "chunk": tokens if contender.chunked else sizes.tokens}
@@ -81,7 +81,10 @@ def _measure(name: str, contender: Contender, inputs: tuple, repeats: int) -> Re
 
 
 def _timed(function: Function, inputs: tuple, repeats: int) -> dict[str, float]:
-    """Median seconds of some calls after one, and the peak of memory above what was held before."""
+    """Median seconds of some calls after one, and on a GPU the peak of memory above what was held before.
+
+    A CPU's resident set does not tell: memory that an earlier call has freed is used again.
+    """
     meter = Meter()
     function(*inputs)
     held = meter.now()
@@ -93,7 +96,8 @@ def _timed(function: Function, inputs: tuple, repeats: int) -> dict[str, float]:
         function(*inputs)
         meter.wait()
         times.append(time.perf_counter() - began)
-    return {"seconds": statistics.median(times), "bytes": max(0, meter.peak() - held)}
+    used = {"bytes": meter.peak() - held} if meter.cuda else {}
+    return {"seconds": statistics.median(times), **used}
 
 
 def _error(forward: Function, inputs: tuple) -> float:

@@ -473,7 +473,7 @@ def test_the_router_loss_of_a_mixture_of_experts_is_trls(build, paired_config, t
 # --- Cost, repeatability, failure ----------------------------------------------------------------
 
 
-PROBES = [False] * 5  # at the start, of a few tokens: which way of scoring is right for the model
+PROBES = [False] * 7  # at the start, of a few tokens: which way of scoring is right for the model
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def completion_logprobs(
         attention_mask: shape (sequences, length), 1 on tokens and 0 on padding.
         completion_mask: shape (sequences, length), 1 on the completion's tokens. A first token has nothing
             before it and is not counted.
-        layout: `padded`; or `packed` or `binned`, for attention that keeps a row's sequences apart.
+        layout: `padded`; `packed` or `binned`, for attention that keeps a row's sequences apart; or one that
+            shares prompts.
         cached_scores: the tokens' scores, found with `save_grad` under the same weights; the head is then
             not run again.
         save_grad: under `no_grad`, find what `cached_scores` needs as well.

@@ -78,6 +78,7 @@ class Case:
     micro_batch: int = 4
     accumulation: int = 1
     adapter: str = "lora"
+    checkpointing: bool | None = None  # None: of all models but the small one
     cached: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     contenders: tuple[str, ...] = (TRL, LIGER, OURS)
@@ -237,7 +238,7 @@ def build(contender: str, case: Case, data: dict[str, list], folder: Path, atten
 
     tokenizer = make_tokenizer(["a b c"])
     model = load_model(case, attention)
-    checkpointing = case.model != "small"
+    checkpointing = case.model != "small" if case.checkpointing is None else case.checkpointing
     if case.adapter == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -371,6 +372,7 @@ def chosen_cases(options: argparse.Namespace) -> dict[str, Case]:
         "model": options.model,
         "vocabulary": options.vocabulary,
         "adapter": options.adapter,
+        "checkpointing": options.checkpointing,
         "lengths": options.lengths,
         "longest": options.longest,
         "accumulation": options.accumulation,
@@ -395,6 +397,7 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS)
     parser.add_argument("--vocabulary", type=int)
     parser.add_argument("--adapter", choices=["full", "lora", "qlora"])
+    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="of gradients")
     parser.add_argument("--lengths", help="tokens of each sequence, or real")
     parser.add_argument("--longest", type=int, help="of real lengths, prompt and completion together")
     parser.add_argument("--micro-batch", type=int, nargs="+", help="in pairs; several are tried in turn")

@@ -741,6 +741,28 @@ def test_when_gradients_are_exchanged(tmp_path):
     trainer.accelerator.gradient_state._set_sync_gradients(True)
 
 
+@guards(
+    "accelerate", "`parallelism_config` is None", "graphs are kept under engines that exchange activations"
+)
+def test_parallelism_other_than_of_data(tmp_path):
+    from accelerate.utils import ParallelismConfig
+
+    assert small_trainer(tmp_path).accelerator.parallelism_config is None
+    sizes = [ParallelismConfig(**{name: 2}).non_data_parallel_size for name in ("tp_size", "cp_size")]
+    assert sizes == [2, 2]
+    assert ParallelismConfig(dp_replicate_size=2).non_data_parallel_size == 1
+
+
+@guards("TRL", "under the argument `activation_offloading`", "graphs are kept that should be offloaded")
+def test_the_argument_that_offloads_activations():
+    from axolotl.core.trainers.dpo.args import AxolotlDPOConfig
+    from axolotl.core.training_args import AxolotlKTOConfig
+
+    for arguments in (AxolotlDPOConfig, AxolotlKTOConfig):
+        fields = {field.name: field.default for field in dataclasses.fields(arguments)}
+        assert not fields["activation_offloading"]
+
+
 # --- TRL -------------------------------------------------------------------------------------------
 
 

@@ -107,7 +107,8 @@ class AOTArgs(BaseModel):
         default=None,
         gt=0,
         description="Cut the effective batch into micro-batches of at most so many tokens (padding "
-        "included), in place of micro_batch_size samples each.",
+        "included), in place of micro_batch_size samples each. By default on a GPU as many as "
+        "micro_batch_size samples of the longest sequence have; elsewhere micro_batch_size samples.",
     )
 
     def samples_in_report(self, evaluates: bool) -> int:

@@ -1,6 +1,6 @@
 """Whether a run's batches can hold what they must: the longest sample, and two answers to compare."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import pyarrow.compute as pc
 from datasets import Dataset
@@ -10,26 +10,30 @@ from axolotl_aot.errors import AOTConfigError
 BATCH_KEYS = "micro_batch_size x gradient_accumulation_steps x processes"
 
 
-def require_samples_fit(dataset: Dataset, columns: Iterable[str], limit: int | None) -> None:
+def require_samples_fit(dataset: Dataset, columns: Sequence[str], limit: int | None) -> None:
     """Raises AOTConfigError where a sample alone exceeds `aot_max_tokens_per_micro_batch`.
 
     columns: of the tokenized data, that hold a sample's completions.
     """
     if limit is None:
         return
-    columns = list(columns)
-    lengths = dataset.select_columns(["prompt_ids", *columns]).with_format("arrow")
-    longest = max(
-        pc.max(pc.add(pc.list_value_length(rows["prompt_ids"]), pc.list_value_length(rows[name]))).as_py()
-        for rows in lengths.iter(batch_size=10_000)
-        for name in columns
-    )
+    longest = longest_sequence(dataset, columns)
     needed = len(columns) * longest
     if needed > limit:
         raise AOTConfigError(
             f"`aot_max_tokens_per_micro_batch: {limit}`: the longest sample takes {needed} "
             f"tokens ({len(columns)} x {longest}); set it to that or more, or lower sequence_len"
         )
+
+
+def longest_sequence(dataset: Dataset, columns: Sequence[str]) -> int:
+    """Tokens of the longest prompt with a completion; arguments as `require_samples_fit`."""
+    lengths = dataset.select_columns(["prompt_ids", *columns]).with_format("arrow")
+    return max(
+        pc.max(pc.add(pc.list_value_length(rows["prompt_ids"]), pc.list_value_length(rows[name]))).as_py()
+        for rows in lengths.iter(batch_size=10_000)
+        for name in columns
+    )
 
 
 def require_two_samples(samples: int, scope: str) -> None:

@@ -59,6 +59,9 @@ from axolotl_aot.training.step_scores import StepScoring, scores_of
 
 LOG = get_logger(__name__)
 
+# Devices on which a short forward pass takes the time of starting its kernels.
+STARTS_KERNELS = ("cuda",)
+
 
 class EffectiveBatchMixin:
     """The objective over a step's whole batch, on top of a TRL trainer."""
@@ -68,6 +71,7 @@ class EffectiveBatchMixin:
     scorer: Scorer
     reference: Reference
     kept_graphs: KeptGraphs
+    longest_sequence: int  # tokens, of the training data
     step_scoring: StepScoring
     run_state: RunState
     begins_as_reference: bool  # whether policy and reference are known to be the same model before step 1
@@ -89,6 +93,20 @@ class EffectiveBatchMixin:
     def samples_per_sort(self) -> int:
         """How many samples are sorted together."""
         return self.effective_batch_size if self.sorts_effective_batch else self._train_batch_size
+
+    @property
+    def token_limit(self) -> int | None:
+        """How many tokens a micro-batch may have; None: there are as many micro-batches as the YAML says.
+
+        Where time goes into starting kernels and not into short rows, few large micro-batches are faster. As
+        many tokens as a padded micro-batch with the longest sequence has must fit into memory anyway: every
+        epoch has one, where a run pads.
+        """
+        if self.aot.aot_max_tokens_per_micro_batch is not None:
+            return self.aot.aot_max_tokens_per_micro_batch
+        if self.accelerator.device.type not in STARTS_KERNELS:
+            return None
+        return self._train_batch_size * self._sequences_per_sample * self.longest_sequence
 
     @property
     def data_seed(self) -> int:
@@ -140,11 +158,10 @@ class EffectiveBatchMixin:
     def _cut(self, batches: list[Batch]) -> tuple[list[Batch], list[int]]:
         """A step's samples of this process, in micro-batches of even size, the largest first; their tokens.
 
-        As many as there were, or as `aot_max_tokens_per_micro_batch` asks for on the process that needs
-        the most of them.
+        As many as there were, or as many as `token_limit` asks for on the process that needs the most.
         """
-        limit = self.aot.aot_max_tokens_per_micro_batch
-        if len(batches) == 1 and limit is None:
+        limit = self.token_limit
+        if len(batches) == 1 and self.aot.aot_max_tokens_per_micro_batch is None:
             return batches, [0]
         tokens = self.scorer.strategy(batches[0]).tokens
         joined = join(batches, self._sequences_per_sample)

@@ -21,7 +21,12 @@ from axolotl_aot.scoring.forward import attach
 from axolotl_aot.scoring.models import REFERENCE_ADAPTER, without_adapter
 from axolotl_aot.scoring.scorer import Scorer
 from axolotl_aot.training.adapter_precision import kept_precision, restore_copies
-from axolotl_aot.training.batch_checks import BATCH_KEYS, require_samples_fit, require_two_samples
+from axolotl_aot.training.batch_checks import (
+    BATCH_KEYS,
+    longest_sequence,
+    require_samples_fit,
+    require_two_samples,
+)
 from axolotl_aot.training.effective_batch import EffectiveBatchMixin
 from axolotl_aot.training.evaluation import Evaluation, require_an_engine_that_evaluates
 from axolotl_aot.training.fsdp2_fixes import load_into_shards
@@ -113,6 +118,7 @@ class AOTMixin(EffectiveBatchMixin):
     def _check_batches(self) -> None:
         columns = self.objective.samples.columns
         require_samples_fit(self.train_dataset, columns, self.aot.aot_max_tokens_per_micro_batch)
+        self.longest_sequence = longest_sequence(self.train_dataset, columns)
         if not self.objective.samples.paired:
             require_two_samples(self.samples_per_sort, self.aot.aot_scope)
 

@@ -107,6 +107,26 @@ def test_micro_batches_keep_to_a_number_of_tokens(build, config, padding_free, c
         assert column(trainer, key) == pytest.approx(column(whole, key), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("padding_free", [None, False])
+def test_where_kernels_have_to_be_started_micro_batches_are_few(build, config, padding_free, monkeypatch):
+    """As few as have the tokens of a padded micro-batch with the longest sequence; as on a GPU."""
+    keys = {**config, "aot_padding_free": padding_free, "max_steps": 2, **cut(2, 8)}
+    small = build(keys)
+    with shapes(small) as many:
+        small.train()
+    monkeypatch.setattr("axolotl_aot.training.effective_batch.STARTS_KERNELS", ("cpu",))
+    large = build(keys)
+    with shapes(large) as few:
+        large.train()
+    columns = large.objective.samples.columns
+    lengths = [len(row["prompt_ids"]) + len(row[name]) for row in large.train_dataset for name in columns]
+    limit = 2 * len(columns) * max(lengths)
+    assert max(rows * width for rows, width in few) <= limit
+    assert len(few) < len(many)
+    for key in ("loss", "grad_norm", "dominance/violation", "logps/chosen"):
+        assert column(large, key) == pytest.approx(column(small, key), rel=1e-4, abs=1e-5)
+
+
 def test_cutting_by_length_leaves_little_padding(build, config):
     taken = {}
     for name, options in (

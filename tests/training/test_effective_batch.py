@@ -107,10 +107,9 @@ def test_micro_batches_keep_to_a_number_of_tokens(build, config, padding_free, c
         assert column(trainer, key) == pytest.approx(column(whole, key), rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("padding_free", [None, False])
-def test_where_kernels_have_to_be_started_micro_batches_are_few(build, config, padding_free, monkeypatch):
+def test_where_kernels_have_to_be_started_micro_batches_are_few(build, config, monkeypatch):
     """As few as have the tokens of a padded micro-batch with the longest sequence; as on a GPU."""
-    keys = {**config, "aot_padding_free": padding_free, "max_steps": 2, **cut(2, 8)}
+    keys = {**config, "max_steps": 2, **cut(2, 8)}
     small = build(keys)
     with shapes(small) as many:
         small.train()

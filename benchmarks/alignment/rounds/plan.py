@@ -13,7 +13,7 @@ from benchmarks.alignment.choices import Place, chosen
 from benchmarks.alignment.rounds.course import Course
 
 SCORED = 8192  # answers of a course, over all its rounds
-KINDS = ("dpo", "kto", "aot_unpaired", "aot_unpaired, doubted", "aot_unpaired, anchor")
+KINDS = ("dpo", "kto", "aot_unpaired", "aot_unpaired, doubted")
 OURS = "aot_unpaired, doubted"
 SEEDS, FRESH = range(3), range(5, 15)
 RATES, LOWER_RATES = (3e-4, 6e-4, 1.2e-3), (1.5e-4, 3e-4, 6e-4)

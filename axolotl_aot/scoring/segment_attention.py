@@ -12,7 +12,6 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -91,6 +90,8 @@ def torch_varlen(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None
 ) -> Tensor:
     """One call for all segments; as many heads of keys and values as of queries."""
+    from torch.nn.attention.varlen import varlen_attn  # not in every torch that axolotl 0.18 runs with
+
     result = varlen_attn(
         *(one.squeeze(0).transpose(0, 1) for one in (query, key, value)),
         segments.query_ends,

@@ -5,7 +5,6 @@ import subprocess
 import pytest
 import yaml
 
-from tests.marks import slow_except
 from tests.processes import AXOLOTL, ENVIRONMENT, ROOT, Run
 
 LAUNCHERS = {
@@ -14,7 +13,8 @@ LAUNCHERS = {
 }
 
 
-@pytest.mark.parametrize("launcher", slow_except(["accelerate"], LAUNCHERS))
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_are_one_big_batch(processes, paired_config, tmp_path, launcher):
     config = {**paired_config, "plugins": [*paired_config["plugins"], "tests.on_cpu.OnCPU"]}
     whole = processes.train({**config, "micro_batch_size": 16}, tmp_path / "whole")

@@ -78,7 +78,7 @@ def test_an_entropic_coupling_with_an_anchor_and_doubted_labels(processes, confi
         assert_same(train(processes, config, tmp_path / name, cut, **keys, **more), whole)
 
 
-@pytest.mark.parametrize("config", slow_except(BOTH, KINDS), indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], KINDS), indirect=True, ids="-".join)
 def test_engines_that_shard(processes, config, expected, tmp_path):
     # three micro-batches of 2 x 2 in an epoch's last step, where there are four in the others
     cut = (2, 2, 4)
@@ -113,7 +113,8 @@ def test_engines_that_shard_without_accumulation(processes, config, expected, tm
         assert_same(train(processes, config, tmp_path / name, (2, 8, 1), **keys), expected)
 
 
-@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], BOTH), indirect=True, ids="-".join)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", BOTH, indirect=True, ids="-".join)
 def test_micro_batches_by_tokens(processes, config, expected, tmp_path):
     """Several micro-batches in one of Trainer's accumulation steps: gradients are exchanged once."""
     engines = {"ddp": {}, "fsdp2": FSDP2, "zero2": zero(2, tmp_path), "zero3": zero(3, tmp_path)}

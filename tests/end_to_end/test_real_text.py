@@ -67,6 +67,7 @@ def counted(trainer) -> dict[bool, int]:
     return Counter(trainer.train_dataset["label"])
 
 
+@pytest.mark.slow
 @needs_data
 def test_scored_answers_as_positives_and_negatives(build, real, real_model, lora):
     entry = {"path": str(SCORED), "type": "scored", "positive_above": 0.5, "negative_below": 0.05}

@@ -11,7 +11,7 @@ from tests.tiny import make_pairs, unpair, with_test_rows
 @pytest.mark.parametrize(
     ("config", "evaluation"),
     [
-        (("paired", "lora"), True),
+        pytest.param(("paired", "lora"), True, marks=pytest.mark.slow),
         (("unpaired", "full"), False),
         pytest.param(("paired", "lora"), False, marks=pytest.mark.slow),
         pytest.param(("unpaired", "full"), True, marks=pytest.mark.slow),

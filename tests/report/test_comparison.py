@@ -109,7 +109,9 @@ OF_TRAINING = {
     [
         pytest.param({"rl": "aot"}, marks=pytest.mark.slow),
         {"rl": "aot", **OF_TRAINING, "adapter": "lora", "lora_r": 4, "lora_target_linear": True},
-        {"rl": "dpo", "dpo_label_smoothing": 0.1, "remove_unused_columns": False},
+        pytest.param(
+            {"rl": "dpo", "dpo_label_smoothing": 0.1, "remove_unused_columns": False}, marks=pytest.mark.slow
+        ),
         pytest.param({"rl": "ipo", "plugins": None}, marks=pytest.mark.slow),
         pytest.param({"rl": "aot_unpaired"}, marks=pytest.mark.slow),
         {"rl": "kto", "kto_desirable_weight": 1.5, "remove_unused_columns": False},

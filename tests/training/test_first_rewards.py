@@ -126,6 +126,7 @@ def test_weights_that_the_files_lack(build, paired_config, without_head):
     assert first_rewards(trainer) == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_two_processes(processes, paired_config, tmp_path):
     # DDP gives the policy of the first process to all of them, and leaves the reference as it was loaded
     plugins = [*paired_config["plugins"], "tests.on_cpu.OnCPU"]

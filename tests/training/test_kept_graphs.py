@@ -14,6 +14,7 @@ from tests.adapters import make_adapter
 from tests.architectures import make
 from tests.conftest import LORA, QLORA
 from tests.helpers import Snapshots, column
+from tests.marks import slow_except
 
 
 def checkpointing(reentrant: bool) -> dict:
@@ -31,9 +32,11 @@ KINDS = {
     "lora, reentrant checkpointing": {**LORA, **checkpointing(True)},
     "qlora, checkpointing": {**QLORA, **checkpointing(False)},
     "reference computed before": {**LORA, "precompute_ref_log_probs": True},
-    "micro-batches by tokens": {**LORA, "aot_max_tokens_per_micro_batch": 100},
+    "micro-batches by tokens": {**LORA, "aot_max_tokens_per_micro_batch": 80},
     "trained head": {**LORA, "lora_modules_to_save": ["lm_head"]},
 }
+
+QUICK = ("full", "lora, checkpointing", "reference computed before", "micro-batches by tokens")
 
 
 @pytest.fixture
@@ -93,7 +96,7 @@ def without_memory(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_except(QUICK, KINDS))
 def test_the_result_does_not_depend_on_memory(build, config, kind, without_memory, tmp_path):
     config = {**config, **KINDS[kind], "dataset_prepared_path": str(tmp_path / "prepared")}
     kept = Trained(build(config))

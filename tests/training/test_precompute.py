@@ -36,7 +36,9 @@ def test_gives_the_same_run_and_scores_the_reference_once(build, config, adapter
         runs.append(trainer)
         passes.append(len(seen))
     without, first, again = passes
-    of_policy = 0 if runs[0].ref_model else 7 + 4 * 3  # probes; a step scores once and trains twice
+    of_policy = (
+        0 if runs[0].ref_model else 7 + 3 + 3 * 2
+    )  # probes; the first step scores once and trains twice
     assert without == of_policy + 4 * 2
     assert first > again == of_policy + 1  # the spot check
     assert len(files(tmp_path)) == 1

@@ -23,7 +23,6 @@ from axolotl_aot.training.interrupt import interruptible
 from axolotl_aot.training.report_callback import ReportCallback
 from tests.by_hand import assert_numbers_of, greedy, logprobs
 from tests.helpers import column
-from tests.marks import slow_except
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows
 
 FILES = {"report.html", "report.json", "quantiles.png", "log_ratios.png", "training.png"}
@@ -152,7 +151,8 @@ def test_a_run_of_labels_with_weights(run, unpaired_config, lora, tmp_path):
         assert margin == pytest.approx(ends[0] - ends[1], abs=2e-4)
 
 
-@pytest.mark.parametrize("scope", slow_except(["effective_batch"], ["effective_batch", "micro_batch"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["effective_batch", "micro_batch"])
 def test_without_an_evaluation_set_it_is_of_the_last_steps(run, paired_config, lora, tmp_path, scope):
     # every step sees all 8 pairs; the last one is scored before the last update
     config = with_rows({**paired_config, **lora}, tmp_path / "rows.jsonl", make_pairs(8))
@@ -186,7 +186,7 @@ def test_the_best_model_is_what_is_reported_where_it_is_loaded(run, evaluated, l
 def test_the_best_model_that_was_not_saved_is_not_reported(run, evaluated, lora):
     """Trainer loads the best step that has a checkpoint; the best of all may have none."""
     config = {**evaluated, **lora, "load_best_model_at_end": True, "learning_rate": 0.05, "save_steps": 4}
-    trainer = run({**config, "metric_for_best_model": "eval_logps/rejected", "greater_is_better": False})
+    trainer = run({**config, "metric_for_best_model": "eval_logps/chosen", "greater_is_better": True})
     numbers = read(config)
     best = trainer.state.best_model_checkpoint
     saved = trainer.state.global_step if best is None else int(best.rpartition("-")[2])
@@ -304,6 +304,7 @@ def test_curves_and_scalars_in_tensorboard(run, small):
     assert len(list(events.glob("events.out.tfevents.*"))) == 1  # logged before it was closed
 
 
+@pytest.mark.slow
 def test_curves_in_wandb(run, small, tmp_path, monkeypatch):
     config, _ = small
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.speed.errors import UsageError
+
 
 class Meter:
     """Peak memory in bytes, of a GPU's allocator or of this process."""
@@ -36,6 +38,12 @@ class Meter:
 
 
 def limit(gib: float) -> None:
-    """Let this process use no more than that of the GPU, as on a smaller card."""
+    """Let this process use no more than that of the GPU, as on a smaller card.
+
+    Raises:
+        UsageError: there is no GPU.
+    """
+    if not torch.cuda.is_available():
+        raise UsageError("--memory-limit is of a GPU, and there is none here")
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / total))

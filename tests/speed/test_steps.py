@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.speed import cases, compare_steps, steps, tokens
 from benchmarks.speed.command import main
+from benchmarks.speed.errors import UsageError
+from benchmarks.speed.memory import limit
 from benchmarks.speed.models import load_model
 from benchmarks.speed.processes import in_its_own_process
 from tests.speed.conftest import TINY
@@ -23,6 +25,12 @@ def test_lengths_without_data_are_like_those_of_real_pairs():
     lengths = tokens.real_lengths(None, 2_000)
     for column, median in zip(zip(*lengths, strict=True), (30, 270, 250), strict=True):
         assert statistics.median(column) == pytest.approx(median, rel=0.1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_limit_of_a_gpus_memory_needs_one():
+    with pytest.raises(UsageError, match="--memory-limit is of a GPU"):
+        limit(79)
 
 
 def test_ratios_are_to_the_first_trainer():

@@ -58,14 +58,15 @@ def test_a_run_that_is_killed_three_times(processes, config, world, weights, tmp
 SHARDED = {**FSDP2, "fsdp_config": {**FSDP2["fsdp_config"], "state_dict_type": "SHARDED_STATE_DICT"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "engine"),
     [
         (("paired", "lora"), FSDP2),
-        pytest.param(("paired", "lora"), SHARDED, marks=pytest.mark.slow),
-        pytest.param(("unpaired", "full"), FSDP2, marks=pytest.mark.slow),
-        pytest.param(("unpaired", "lora"), 2, marks=pytest.mark.slow),
-        pytest.param(("paired", "full"), 3, marks=pytest.mark.slow),
+        (("paired", "lora"), SHARDED),
+        (("unpaired", "full"), FSDP2),
+        (("unpaired", "lora"), 2),
+        (("paired", "full"), 3),
     ],
     indirect=["config"],
     ids=["fsdp2-lora", "fsdp2-lora-sharded", "fsdp2-full", "zero2-lora", "zero3-full"],

@@ -49,7 +49,7 @@ def expected(processes, config, tmp_path, wholes):
     return wholes[kind]
 
 
-@pytest.mark.parametrize("config", slow_except(BOTH, KINDS), indirect=True, ids="-".join)
+@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], KINDS), indirect=True, ids="-".join)
 def test_loss_and_gradient_do_not_depend_on_the_cut(processes, config, expected, tmp_path):
     for cut in CUTS:
         run = train(processes, config, tmp_path / "-".join(map(str, cut)), cut)
@@ -124,7 +124,8 @@ def test_micro_batches_by_tokens(processes, config, expected, tmp_path):
         assert_same(run, expected)
 
 
-@pytest.mark.parametrize("config", slow_except([UNPAIRED_FULL], BOTH), indirect=True, ids="-".join)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", BOTH, indirect=True, ids="-".join)
 def test_the_reference_scored_once_under_every_engine(processes, config, expected, tmp_path):
     on = {"precompute_ref_log_probs": True}
     engines = {"ddp": {}, "fsdp2": FSDP2, "zero3": zero(3, tmp_path)}
@@ -163,7 +164,8 @@ def test_4_bit_weights(processes, config, expected, tmp_path):
             assert [step["grad_norm"] for step in steps] == pytest.approx(norms, rel=2**-6)
 
 
-@pytest.mark.parametrize("config", slow_except([PAIRED_LORA], BOTH), indirect=True, ids="-".join)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", BOTH, indirect=True, ids="-".join)
 def test_fsdp1(processes, config, expected, tmp_path):
     # torch crashes where it saves from FSDP1 on a CPU, with any trainer: end before that
     plugins = [*config["plugins"], "tests.on_cpu.EndBeforeSaving"]

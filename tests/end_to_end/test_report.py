@@ -8,13 +8,14 @@ from tests.end_to_end.engines import FSDP2, zero
 from tests.tiny import make_pairs, unpair, with_test_rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "evaluation"),
     [
-        pytest.param(("paired", "lora"), True, marks=pytest.mark.slow),
+        (("paired", "lora"), True),
         (("unpaired", "full"), False),
-        pytest.param(("paired", "lora"), False, marks=pytest.mark.slow),
-        pytest.param(("unpaired", "full"), True, marks=pytest.mark.slow),
+        (("paired", "lora"), False),
+        (("unpaired", "full"), True),
     ],
     indirect=["config"],
 )

@@ -114,7 +114,9 @@ OF_TRAINING = {
         ),
         pytest.param({"rl": "ipo", "plugins": None}, marks=pytest.mark.slow),
         pytest.param({"rl": "aot_unpaired"}, marks=pytest.mark.slow),
-        {"rl": "kto", "kto_desirable_weight": 1.5, "remove_unused_columns": False},
+        pytest.param(
+            {"rl": "kto", "kto_desirable_weight": 1.5, "remove_unused_columns": False}, marks=pytest.mark.slow
+        ),
     ],
     ids=["aot", "aot-training-keys", "dpo", "ipo", "aot_unpaired", "kto"],
 )

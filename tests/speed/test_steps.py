@@ -108,7 +108,7 @@ def test_what_trls_trainer_needs_is_there_without_axolotl():
         "import sys\nimport benchmarks.speed.job, benchmarks.speed.steps\n"
         "assert not {'axolotl', 'axolotl_aot'} & set(sys.modules), sorted(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.slow

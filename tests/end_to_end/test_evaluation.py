@@ -28,12 +28,12 @@ def evaluate(processes, config, folder, world, batch_size) -> dict[str, float]:
 SIZES = ((1, 1), (1, 3), (1, 8), (2, 1), (2, 3), (2, 8))  # processes, batch size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "sizes"),
     [
-        (("unpaired", "lora"), SIZES[::4]),
-        pytest.param(("unpaired", "lora"), SIZES, marks=pytest.mark.slow),
-        pytest.param(("paired", "full"), SIZES, marks=pytest.mark.slow),
+        (("unpaired", "lora"), SIZES),
+        (("paired", "full"), SIZES),
     ],
     indirect=["config"],
 )

@@ -7,7 +7,7 @@ processes have fewer samples than others there, and some have none.
 import pytest
 from safetensors.torch import load_file
 
-from tests.end_to_end.engines import BOTH, FSDP, FSDP2, KINDS, PAIRED_LORA, QUANTIZED, UNPAIRED_FULL, zero
+from tests.end_to_end.engines import BOTH, FSDP, FSDP2, KINDS, PAIRED_LORA, QUANTIZED, zero
 from tests.marks import slow_except
 
 CUTS = [(1, 1, 16), (2, 4, 2), (2, 1, 8), (4, 2, 2)]  # processes, micro-batch, accumulation steps
@@ -107,7 +107,8 @@ def test_engines_that_shard(processes, config, expected, tmp_path):
                 assert (adapter[name] - tensor).norm() < 1e-3 * tensor.norm(), name
 
 
-@pytest.mark.parametrize("config", slow_except([UNPAIRED_FULL], BOTH), indirect=True, ids="-".join)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", BOTH, indirect=True, ids="-".join)
 def test_engines_that_shard_without_accumulation(processes, config, expected, tmp_path):
     for name, keys in (("fsdp2", FSDP2), ("zero3", zero(3, tmp_path))):
         assert_same(train(processes, config, tmp_path / name, (2, 8, 1), **keys), expected)
@@ -182,7 +183,8 @@ def test_fsdp1(processes, config, expected, tmp_path):
     assert_same(run, expected)
 
 
-@pytest.mark.parametrize("config", slow_except([UNPAIRED_FULL], BOTH), indirect=True, ids="-".join)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", BOTH, indirect=True, ids="-".join)
 def test_sharded_and_replicated_at_once(processes, config, expected, tmp_path):
     run = train(
         processes, config, tmp_path / "hsdp", (4, 2, 2), **FSDP2, dp_replicate_size=2, dp_shard_size=2

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from transformers import Trainer, TrainerCallback
 
 
@@ -14,6 +15,20 @@ def steps(trainer: Trainer) -> list[dict[str, float]]:
 
 def column(trainer: Trainer, key: str) -> list[float]:
     return [entry[key] for entry in steps(trainer)]
+
+
+def sequences(dataset) -> list[tuple[list[int], list[int]]]:
+    columns = [c for c in ("chosen_ids", "rejected_ids", "completion_ids") if c in dataset.column_names]
+    return [(row["prompt_ids"], row[column]) for row in dataset for column in columns]
+
+
+def scored_as_reference(trainer) -> torch.Tensor:
+    """As the trainer scores its training set under the reference, shape (sequences,)."""
+    from axolotl_aot.scoring.reference_cache import TokenizedAnswer
+    from axolotl_aot.scoring.scorer import collate
+
+    answers = [TokenizedAnswer(*sequence) for sequence in sequences(trainer.train_dataset)]
+    return trainer.reference.score(collate(answers, trainer.accelerator.device))
 
 
 class Snapshots(TrainerCallback):
@@ -42,6 +57,21 @@ def unchanged(*kinds: type) -> Iterator[None]:
             for name in set(vars(kind)) - set(names):
                 delattr(kind, name)
             kind.forward = names["forward"]
+
+
+@contextmanager
+def plugins_undone(monkeypatch) -> Iterator[None]:
+    """Takes back what axolotl's plugins and kernels do for the life of a process: they stay registered, Liger
+    replaces names of transformers' modules, and axolotl rewrites the attention's class.
+    """
+    from axolotl.integrations.base import PluginManager
+    from transformers.models.llama import modeling_llama
+
+    monkeypatch.setattr(PluginManager.get_instance(), "plugins", {})
+    for name in ("LlamaMLP", "LlamaRMSNorm", "apply_rotary_pos_emb"):
+        monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
+    with unchanged(modeling_llama.LlamaAttention):
+        yield
 
 
 @contextmanager

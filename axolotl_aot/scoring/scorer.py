@@ -21,6 +21,8 @@ from axolotl_aot.scoring.reference_cache import TokenizedAnswer, digest
 from axolotl_aot.scoring.shared_prompts import sharing_under
 from axolotl_aot.scoring.sizes import SequenceSize, Sizes, numbered
 
+MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names
+
 
 class Scorer:
     """Scores batches under models of one architecture, as policy and reference are.

@@ -10,24 +10,26 @@ from axolotl_aot.errors import AOTConfigError
 BATCH_KEYS = "micro_batch_size x gradient_accumulation_steps x processes"
 
 
-def require_samples_fit(dataset: Dataset, columns: Sequence[str], limit: int | None) -> None:
-    """Raises AOTConfigError where a sample alone exceeds `aot_max_tokens_per_micro_batch`.
+def require_samples_fit(longest: int, sequences_per_sample: int, limit: int | None) -> None:
+    """Raises AOTConfigError where a sample alone may exceed `aot_max_tokens_per_micro_batch`.
 
-    columns: of the tokenized data, that hold a sample's completions.
+    longest: tokens of the longest sequence. limit: None for any number.
     """
     if limit is None:
         return
-    longest = longest_sequence(dataset, columns)
-    needed = len(columns) * longest
+    needed = sequences_per_sample * longest
     if needed > limit:
         raise AOTConfigError(
             f"`aot_max_tokens_per_micro_batch: {limit}`: the longest sample takes {needed} "
-            f"tokens ({len(columns)} x {longest}); set it to that or more, or lower sequence_len"
+            f"tokens ({sequences_per_sample} x {longest}); set it to that or more, or lower sequence_len"
         )
 
 
 def longest_sequence(dataset: Dataset, columns: Sequence[str]) -> int:
-    """Tokens of the longest prompt with a completion; arguments as `require_samples_fit`."""
+    """Tokens of the longest prompt with a completion.
+
+    columns: of the tokenized data, that hold a sample's completions.
+    """
     lengths = dataset.select_columns(["prompt_ids", *columns]).with_format("arrow")
     return max(
         pc.max(pc.add(pc.list_value_length(rows["prompt_ids"]), pc.list_value_length(rows[name]))).as_py()

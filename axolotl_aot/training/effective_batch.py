@@ -40,7 +40,7 @@ from axolotl_aot.scoring.batches import (
 from axolotl_aot.scoring.forward import CompletionScores
 from axolotl_aot.scoring.scorer import Scorer
 from axolotl_aot.training import gathering
-from axolotl_aot.training.kept_graphs import KeptGraphs
+from axolotl_aot.training.kept_graphs import DDP, KeptGraphs
 from axolotl_aot.training.micro_batches import (
     MICRO_BATCHES,
     SLOT,
@@ -271,11 +271,8 @@ class EffectiveBatchMixin:
         gradients. It broadcasts buffers in its first one, and a process whose memory is short may run more
         of them than others.
         """
-        return self.model if self._is_ddp and not slot.is_last else model
-
-    @property
-    def _is_ddp(self) -> bool:
-        return self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+        without = self.accelerator.distributed_type in DDP and not slot.is_last
+        return self.model if without else model
 
     def _loss_and_coefficients(self, micro_batches: list[Scores]) -> tuple[Tensor, list[Tensor]]:
         """The loss over what is sorted together, and each micro-batch's coefficients.

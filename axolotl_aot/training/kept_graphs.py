@@ -21,9 +21,10 @@ from axolotl_aot.training.graph_memory import MEMORY
 
 LOG = get_logger(__name__)
 
+DDP = (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 # By engine, how many of a step's last micro-batches run forward in their training pass in any case. DDP has
 # to be told in a forward pass that its backward pass will exchange gradients, after all other ones.
-ALWAYS_LAST = {DistributedType.NO: 0, DistributedType.MULTI_GPU: 1, DistributedType.MULTI_CPU: 1}
+ALWAYS_LAST = {DistributedType.NO: 0, **dict.fromkeys(DDP, 1)}
 
 
 def _other_parallelism(trainer: Trainer) -> bool:

@@ -29,6 +29,7 @@ from transformers import Trainer
 
 from axolotl_aot.config import LORA_KERNELS
 from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.scoring.scorer import MIXED_PRECISION
 
 LOG = get_logger(__name__)
 
@@ -139,8 +140,6 @@ class _Run:
     @property
     def matmul_dtype(self) -> torch.dtype | None:
         """The type that matrices are multiplied in under mixed precision."""
-        from axolotl_aot.training.trainers import MIXED_PRECISION  # not at the top, which `register` reads
-
         return MIXED_PRECISION.get(self.trainer.accelerator.mixed_precision)
 
     @cached_property
@@ -150,7 +149,7 @@ class _Run:
 
         try:
             return list(get_layers(self.policy))
-        except (NotImplementedError, AttributeError):
+        except (NotImplementedError, AttributeError):  # what it raises for a model that it does not know
             return []
 
     @cached_property

@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from axolotl_aot.scoring.batches import REFERENCE_LOGPROBS, WEIGHT, Batch, Collator
 from axolotl_aot.scoring.forward import attach
 from axolotl_aot.scoring.models import REFERENCE_ADAPTER, without_adapter
-from axolotl_aot.scoring.scorer import Scorer
+from axolotl_aot.scoring.scorer import MIXED_PRECISION, Scorer
 from axolotl_aot.training.adapter_precision import kept_precision, restore_copies
 from axolotl_aot.training.batch_checks import (
     BATCH_KEYS,
@@ -50,7 +50,6 @@ NOT_OF_THE_RUN = {
     "aot_report",
     "aot_report_samples",
 }
-MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}  # accelerate's names
 
 PAPER = {
     "title": "Distributional Preference Alignment of LLMs via Optimal Transport",
@@ -117,8 +116,8 @@ class AOTMixin(EffectiveBatchMixin):
 
     def _check_batches(self) -> None:
         columns = self.objective.samples.columns
-        require_samples_fit(self.train_dataset, columns, self.aot.aot_max_tokens_per_micro_batch)
         self.longest_sequence = longest_sequence(self.train_dataset, columns)
+        require_samples_fit(self.longest_sequence, len(columns), self.aot.aot_max_tokens_per_micro_batch)
         if not self.objective.samples.paired:
             require_two_samples(self.samples_per_sort, self.aot.aot_scope)
 

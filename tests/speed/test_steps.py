@@ -19,6 +19,8 @@ from benchmarks.speed.processes import in_its_own_process
 from tests.speed.conftest import TINY
 from tests.speed.output import printed_results
 
+SMALL = ["--cases", "fixed", "--lengths", "32", "--vocabulary", "1000", "--micro-batch", "2", "--steps", "1"]
+
 
 def test_lengths_without_data_are_like_those_of_real_pairs():
     """Medians of prompt, chosen and rejected, as `benchmarks.speed.tokens` says."""
@@ -45,20 +47,8 @@ def test_ratios_are_to_the_first_trainer():
 
 def test_contenders_in_one_process_do_the_same_work(capsys, tmp_path):
     path = tmp_path / "figures.json"
-    arguments = [
-        "--one-process",
-        "--cases",
-        "fixed",
-        "--lengths",
-        "32",
-        "--vocabulary",
-        "1000",
-        "--micro-batch",
-        "2",
-        "--steps",
-        "1",
-    ]
-    main([*arguments, "--checkpointing", "--contenders", cases.TRL, cases.OURS, "--json", str(path)])
+    options = [*SMALL, "--one-process", "--checkpointing", "--json", str(path)]
+    main([*options, "--contenders", cases.TRL, cases.OURS])
     printed = capsys.readouterr().out
     trls, ours = printed_results(printed)
     assert json.loads(path.read_text()) == [trls, ours]
@@ -84,20 +74,8 @@ def test_a_model_from_a_folder_is_what_is_trained(tiny_model, job):
 @pytest.mark.slow
 def test_another_interpreters_trl_trains_the_same_tokens(capsys):
     """Here the same interpreter by another name, without this one's modules but for the checkout."""
-    arguments = [
-        "--cases",
-        "fixed",
-        "--lengths",
-        "32",
-        "--vocabulary",
-        "1000",
-        "--micro-batch",
-        "2",
-        "--steps",
-        "1",
-    ]
     other = str(Path(sys.executable).with_name("python3"))
-    main([*arguments, "--contenders", cases.TRL, cases.PEER, "--peer-python", other])
+    main([*SMALL, "--contenders", cases.TRL, cases.PEER, "--peer-python", other])
     here, there = printed_results(capsys.readouterr().out)
     assert there["loss"] == here["loss"] and there["grad_norm"] == pytest.approx(here["grad_norm"], rel=1e-5)
 

@@ -22,7 +22,15 @@ from tests import architectures
 from tests.adapters import LINEAR, make_adapter
 from tests.by_hand import logprob
 from tests.conftest import LORA, QLORA
-from tests.helpers import Snapshots, column, counting_calls, steps, unchanged
+from tests.helpers import (
+    Snapshots,
+    column,
+    counting_calls,
+    scored_as_reference,
+    sequences,
+    steps,
+    unchanged,
+)
 from tests.marks import slow_except
 from tests.tiny import make_pairs, with_test_rows
 
@@ -44,20 +52,6 @@ def classes_as_before() -> Iterator[None]:
 @pytest.fixture
 def config(paired_config) -> dict:
     return {**paired_config, **LORA, "learning_rate": 1e-2, "max_grad_norm": 1e9}
-
-
-def sequences(dataset) -> list[tuple[list[int], list[int]]]:
-    columns = [c for c in ("chosen_ids", "rejected_ids", "completion_ids") if c in dataset.column_names]
-    return [(row["prompt_ids"], row[column]) for row in dataset for column in columns]
-
-
-def scored_as_reference(trainer) -> torch.Tensor:
-    """As the trainer scores its training set under the reference, shape (sequences,)."""
-    from axolotl_aot.scoring.reference_cache import TokenizedAnswer
-    from axolotl_aot.scoring.scorer import collate
-
-    answers = [TokenizedAnswer(*sequence) for sequence in sequences(trainer.train_dataset)]
-    return trainer.reference.score(collate(answers, trainer.accelerator.device))
 
 
 def trained(build, config: dict):

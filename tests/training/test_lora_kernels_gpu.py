@@ -9,15 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from axolotl.integrations.base import PluginManager
 from axolotl.kernels.lora import apply_lora_mlp_swiglu, apply_lora_o, apply_lora_qkv
 from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama import modeling_llama
 
 from tests.conftest import LORA
-from tests.helpers import column, steps, unchanged
+from tests.helpers import column, plugins_undone, steps
 from tests.tiny import make_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton kernels need a CUDA GPU")
@@ -69,11 +67,7 @@ def no_tf32() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch) -> Iterator[None]:
-    """axolotl rewrites a model's class, and Liger the names of its module, for the life of the process."""
-    monkeypatch.setattr(PluginManager.get_instance(), "plugins", {})
-    for name in ("LlamaMLP", "LlamaRMSNorm", "apply_rotary_pos_emb"):
-        monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
-    with unchanged(modeling_llama.LlamaAttention):
+    with plugins_undone(monkeypatch):
         yield
 
 

@@ -9,13 +9,11 @@ from types import MethodType
 
 import pytest
 import torch
-from axolotl.integrations.base import PluginManager
 from liger_kernel.transformers.model.gemma2 import lce_forward as gemma2_forward
 from liger_kernel.transformers.model.llama import lce_forward as llama_forward
 from liger_kernel.transformers.rms_norm import LigerRMSNorm
 from liger_kernel.transformers.rope import liger_rotary_pos_emb
 from liger_kernel.transformers.swiglu import LigerSwiGLUMLP
-from transformers.models.llama import modeling_llama
 
 from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.forward import attach, completion_logprobs
@@ -23,7 +21,7 @@ from axolotl_aot.unread_keys import check_keys, without_unread_keys
 from tests.architectures import make
 from tests.by_hand import logprob
 from tests.conftest import LORA
-from tests.helpers import steps, unchanged
+from tests.helpers import plugins_undone, steps
 
 OURS = "axolotl_aot.AOTPlugin"
 LIGER = "axolotl.integrations.liger.LigerPlugin"
@@ -34,11 +32,7 @@ LOSSES = ("liger_cross_entropy", "liger_fused_linear_cross_entropy", "liger_use_
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch) -> Iterator[None]:
-    """Plugins stay registered for the life of a process; Liger replaces names of transformers' modules."""
-    monkeypatch.setattr(PluginManager.get_instance(), "plugins", {})
-    for name in ("LlamaMLP", "LlamaRMSNorm", "apply_rotary_pos_emb"):
-        monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
-    with unchanged(modeling_llama.LlamaAttention):
+    with plugins_undone(monkeypatch):
         yield
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.adapters import make_adapter
 from tests.by_hand import logprob
 from tests.conftest import LORA, QLORA
-from tests.helpers import Snapshots, column, steps
+from tests.helpers import Snapshots, column, scored_as_reference, sequences, steps
 from tests.marks import slow_except
 from tests.tiny import make_pairs, unpair, with_rows, with_test_rows
 
@@ -35,20 +35,6 @@ def config(paired_config, start) -> dict:
 
 def adapted(base, folder, **kwargs) -> PeftModel:
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder, **kwargs)
-
-
-def sequences(dataset) -> list[tuple[list[int], list[int]]]:
-    columns = [c for c in ("chosen_ids", "rejected_ids", "completion_ids") if c in dataset.column_names]
-    return [(row["prompt_ids"], row[column]) for row in dataset for column in columns]
-
-
-def scored_as_reference(trainer) -> torch.Tensor:
-    """As the trainer scores its training set under the reference, shape (sequences,)."""
-    from axolotl_aot.scoring.reference_cache import TokenizedAnswer
-    from axolotl_aot.scoring.scorer import collate
-
-    answers = [TokenizedAnswer(*sequence) for sequence in sequences(trainer.train_dataset)]
-    return trainer.reference.score(collate(answers, trainer.accelerator.device))
 
 
 # --- By hand ------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ class Case:
     lengths: tokens of each sequence, or "real" for a distribution of them, in which prompts and completions
     have at most `longest` tokens together. prompt: the prompt's share of a sequence, for lengths in tokens.
     micro_batch: in pairs. cached: whether the reference is computed before. checkpointing: of gradients;
-    None: for all but the small model. attention: transformers' name of it. steps: measured ones.
+    None: for all but the small model. attention: transformers' name of it. liger_layers: rope, norms and MLP
+    of a Llama by Liger's kernels, for every contender. steps: measured ones.
     """
 
     model: str = SMALL
@@ -35,6 +36,7 @@ class Case:
     cached: bool = False
     checkpointing: bool | None = None
     attention: str = "sdpa"
+    liger_layers: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     contenders: tuple[str, ...] = (TRL, LIGER, OURS)
     steps: int = 3

@@ -20,6 +20,8 @@ from benchmarks.speed.shapes import SHAPES
 
 def load_model(case: Case) -> PreTrainedModel:
     """The case's model on the GPU, or the CPU where there is none; in 4 bits for `qlora`."""
+    if case.liger_layers:
+        _use_ligers_layers()
     if case.base_model is not None:
         return _from_folder(case.base_model, case)
     config = random_config(case)
@@ -65,6 +67,15 @@ def _from_folder(folder: str | Path, case: Case) -> PreTrainedModel:
         attn_implementation=case.attention,
         device_map={"": 0 if _device() == "cuda" else "cpu"},
         **keys,
+    )
+
+
+def _use_ligers_layers() -> None:
+    """In all Llamas that this process makes from now on; its losses stay out."""
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    apply_liger_kernel_to_llama(
+        rope=True, rms_norm=True, swiglu=True, cross_entropy=False, fused_linear_cross_entropy=False
     )
 
 

@@ -75,6 +75,9 @@ OPTIONS = {
     "accumulation": Option(_RUNS, {"type": positive}),
     "steps": Option(_RUNS, {"type": positive, "help": "measured, after one that is not"}),
     "checkpointing": Option(_RUNS, {**_SWITCH, "help": "of gradients; on for all but the small model"}),
+    "liger-layers": Option(
+        _TRAINERS, {**_SWITCH, "help": "Liger's rope, norms and MLP in a Llama, for every contender"}
+    ),
     "cached": Option(_TRAINERS, {**_SWITCH, "help": "the reference is computed before"}),
     "contenders": Option(_RUNS, {"nargs": "+"}),
     "data": Option(
@@ -94,6 +97,9 @@ OPTIONS = {
     "hidden": Option((HEAD,), {"type": positive}),
     "chunks": Option((HEAD,), {"type": positive, "nargs": "+", "help": "tokens of a chunk; each is tried"}),
     "dtype": Option((HEAD,), {"choices": ["bfloat16", "float32"]}),
+    "trace": Option(
+        (PROFILE,), {"type": Path, "help": "a folder for all events of the steps, as Perfetto reads them"}
+    ),
     "json": Option(_ALL, {"type": Path, "help": "where to write the figures"}),
 }
 

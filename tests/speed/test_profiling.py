@@ -1,13 +1,17 @@
 """Kinds of kernels, and one step taken apart."""
 
+import gzip
+import json
+import random
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 
 from benchmarks.speed import cases
 from benchmarks.speed.profiling import compare as profiling
 from benchmarks.speed.profiling.kinds import kind_of
-from benchmarks.speed.profiling.recorder import peak_flops
+from benchmarks.speed.profiling.recorder import Kernel, longest_waits, peak_flops
 from tests.speed.conftest import TINY
 
 
@@ -47,8 +51,13 @@ def test_kernels_have_kinds(name, kind):
     assert kind_of(name) == kind
 
 
-def test_a_step_is_taken_apart():
-    recorded, seconds = profiling.profile_step(cases.TRL, TINY, None)
+def test_a_step_is_taken_apart(tmp_path):
+    trace = tmp_path / "trace.json.gz"
+    recorded, seconds = profiling.profile_step(cases.TRL, TINY, None, trace)
+    assert any(
+        event["name"] == "aten::mm"
+        for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    )
     assert 0 < sum(recorded.kinds.values()) <= recorded.seconds
     assert recorded.kinds["matrix products"] > 0 and seconds > 0
     # products of weights: 2 FLOP a weight and token, forwards of policy and reference, and backwards by the
@@ -66,3 +75,18 @@ def test_what_comes_before_the_passes_of_a_step_is_of_it():
     case = replace(TINY, accumulation=2, cached=True)
     ours, micro = (profiling.profile_step(name, case, None)[0].flops for name in (cases.OURS, cases.MICRO))
     assert ours >= 0.999 * micro
+
+
+def test_waits_are_the_times_in_which_no_kernel_runs():
+    rng = random.Random(0)
+    for _ in range(200):
+        starts = [rng.randrange(60) for _ in range(rng.randrange(1, 12))]
+        kernels = [Kernel(str(i), start, start + rng.randrange(1, 8)) for i, start in enumerate(starts)]
+        busy = {time for kernel in kernels for time in range(kernel.start, kernel.end)}
+        free = [time for time in range(min(busy), max(busy)) if time not in busy]
+        runs = [len(list(run)) for _, run in groupby(enumerate(free), lambda pair: pair[1] - pair[0])]
+        waits = longest_waits(kernels, most=100)
+        assert [wait.seconds for wait in waits] == sorted(runs, reverse=True)
+        by_name = {kernel.name: kernel for kernel in kernels}
+        for wait in waits:
+            assert by_name[wait.before].start - by_name[wait.after].end == wait.seconds

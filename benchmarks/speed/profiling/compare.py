@@ -29,16 +29,22 @@ def main(given: dict[str, Any], results: Results) -> None:
         for contender in case.contenders:
             gc.collect()
             torch.cuda.empty_cache()
-            recorded, seconds = profile_step(contender, case, given.get("data"))
+            trace = None
+            if "trace" in given:
+                given["trace"].mkdir(parents=True, exist_ok=True)
+                trace = given["trace"] / f"{name}, {contender}.json.gz"
+            recorded, seconds = profile_step(contender, case, given.get("data"), trace)
             found = _figures(recorded, seconds, peak_flops())
             results.add({"case": name, "trainer": contender, **found})
             print(table(found), flush=True)
 
 
-def profile_step(contender: str, case: Case, data: Path | None) -> tuple[Recorded, float]:
+def profile_step(
+    contender: str, case: Case, data: Path | None, trace: Path | None = None
+) -> tuple[Recorded, float]:
     """What the last step was spent on, and the seconds of one without the profiler."""
     longer = replace(case, steps=case.steps + 1)
-    clock, recorder = Clock(), Recorder(after=case.steps + 1)
+    clock, recorder = Clock(), Recorder(case.steps + 1, trace)
     with tempfile.TemporaryDirectory() as folder:
         tokens = rows(longer, data, longer.pairs)
         trainer, _ = make_trainer(contender, longer, tokens, Path(folder))
@@ -59,6 +65,7 @@ def _figures(recorded: Recorded, seconds: float, peak: float) -> Result:
         "busy": busy,
         "kinds": recorded.kinds,
         "top": recorded.top,
+        "waits": recorded.waits,
         "flops": recorded.flops,
         "peak": peak,
         "products_of_peak": recorded.flops / products / peak if products else 0.0,

@@ -13,6 +13,7 @@ from axolotl_aot.scoring.segment_attention import ARGUMENT, Segments
 from axolotl_aot.scoring.shared_prompts import (
     Arrangement,
     Groups,
+    Segment,
     Sharing,
     arrange,
     by_prompt,
@@ -71,10 +72,24 @@ class GatheredPrompts:
 
 
 def describe(segments: Arrangement, device: torch.device) -> Segments:
-    """For attention, on its device; segments without tokens are left out."""
-    filled = [one for one in segments if one.length]
+    """For attention, on its device; segments without tokens are left out.
+
+    A prompt and the completion that follows it at once are one segment: both are causal, and their keys need
+    to be gathered once.
+    """
+    filled: list[Segment] = []
+    for one in segments:
+        if filled and _goes_on(filled[-1], one):
+            filled[-1] = filled[-1]._replace(length=one.offset + one.length)
+        elif one.length:
+            filled.append(one)
     keys = torch.from_numpy(np.concatenate([one.seen for one in filled])).to(device)
     queries, seen = [one.length for one in filled], [one.offset + one.length for one in filled]
     ends = [list(accumulate(lengths, initial=0)) for lengths in (queries, seen)]
     query_ends, key_ends = torch.tensor(ends, dtype=torch.int32).to(device)
     return Segments(keys, query_ends, key_ends, queries, seen)
+
+
+def _goes_on(prompt: Segment, one: Segment) -> bool:
+    """Whether all that a segment sees before itself is another one, right before it."""
+    return (one.prefix, one.offset) == (prompt.start, prompt.length) and one.start == prompt.places.stop

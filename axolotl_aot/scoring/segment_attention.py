@@ -7,6 +7,7 @@ to the attention function; that of `install_gathering` reads it.
 """
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -75,12 +76,12 @@ def in_place_of_sdpa(original: Callable) -> Kernel:
     ) -> Tensor:
         if position_bias is not None:
             raise NotImplementedError("a bias of pairs of tokens in attention over segments")
-        key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
         dtype = query.dtype
         if torch.is_autocast_enabled(query.device.type):  # which does not know `varlen_attn`
             dtype = torch.get_autocast_dtype(query.device.type)
         if query.is_cuda and dtype in (torch.float16, torch.bfloat16) and not dropout:
             return torch_varlen(query.to(dtype), key.to(dtype), value.to(dtype), segments, scaling)
+        key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
         return by_segment(query, key, value, segments, scaling, dropout)
 
     return attend
@@ -89,9 +90,11 @@ def in_place_of_sdpa(original: Callable) -> Kernel:
 def torch_varlen(
     query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None
 ) -> Tensor:
-    """One call for all segments; as many heads of keys and values as of queries."""
+    """One call for all segments."""
     from torch.nn.attention.varlen import varlen_attn  # not in every torch that axolotl 0.18 runs with
 
+    # fewer heads of keys and values than of queries: torch 2.11 takes them as they are, 2.13 wants to be told
+    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     result = varlen_attn(
         *(one.squeeze(0).transpose(0, 1) for one in (query, key, value)),
         segments.query_ends,
@@ -100,6 +103,7 @@ def torch_varlen(
         max(segments.seen),
         scale=scaling,
         window_size=(-1, 0),  # causal, aligned at the end
+        **grouped,
     )
     return result[None]
 
@@ -112,7 +116,7 @@ def by_segment(
     scaling: float | None,
     dropout: float,
 ) -> Tensor:
-    """One call of SDPA for each segment: its last query sees all of its keys."""
+    """One call of SDPA for each segment: its last query sees all of its keys. All have as many heads."""
     results = []
     parts = zip(
         query.split(segments.queries, 2),

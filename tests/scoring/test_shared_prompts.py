@@ -11,11 +11,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from axolotl_aot.scoring.batches import Collator
 from axolotl_aot.scoring.forward import attach, completion_logprobs
-from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
+from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, describe
 from axolotl_aot.scoring.layouts import binned, binned_tokens
 from axolotl_aot.scoring.masked_prompts import MaskedPrompts
 from axolotl_aot.scoring.segment_attention import install_gathering
-from axolotl_aot.scoring.shared_prompts import Sharing, sharing_under
+from axolotl_aot.scoring.shared_prompts import Sharing, arrange, sharing_under
+from axolotl_aot.scoring.sizes import SequenceSize
 from tests.architectures import ARCHITECTURES, COMMON, make
 from tests.marks import slow_except
 
@@ -178,3 +179,17 @@ def test_attention_that_gathers_is_what_it_was_without_segments():
         assert torch.equal(model(ids).logits, expected)
     finally:
         AttentionInterface.register("sdpa", before)
+
+
+def test_a_prompt_and_its_first_completion_are_one_segment():
+    """Two prompts of 4 and 3 tokens, with three and two completions, a sequence of its own between."""
+    sizes = (
+        [SequenceSize(4, n, 0) for n in (2, 1, 5)]
+        + [SequenceSize(2, 2, 1)]
+        + [SequenceSize(3, n, 2) for n in (6, 1)]
+    )
+    segments = describe(arrange([[0, 1, 2], [3], [4, 5]], [0, 12, 16], sizes), torch.device("cpu"))
+    assert segments.queries == [4 + 2, 1, 5, 2 + 2, 3 + 6, 1]
+    assert segments.seen == [6, 4 + 1, 4 + 5, 4, 9, 3 + 1]
+    first, second, third = [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 6], [0, 1, 2, 3, 7, 8, 9, 10, 11]
+    assert segments.keys.tolist() == [*first, *second, *third, *range(12, 16), *range(16, 25), 16, 17, 18, 25]

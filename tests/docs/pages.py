@@ -22,7 +22,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?<=\n\n)(?: {4}.*\n)+")
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\[[^\[\]]*\]\(([^()\s]+)\)")
-COMMAND = re.compile(r"(?:axolotl [a-z]|make [a-z]|python -m [a-z]).*")
+COMMAND = re.compile(r"(?:axolotl [a-z]|make [a-z]|python -m [a-z]|accelerate launch ).*")
 
 
 def name(page: Path) -> str:

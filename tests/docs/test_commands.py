@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from axolotl.cli.main import cli
 
 from axolotl_aot import cli as own
@@ -17,79 +20,98 @@ from tests.docs.pages import PAGES, ROOT, commands, name, named_commands
 OWN = {"aot-quickstart": own.quickstart, "aot-report": own.report, "aot-sample": own.sample}
 # benchmarks whose command is one of click's
 CLICK_MODULES = ("benchmarks.alignment", "benchmarks.alignment.batched", "benchmarks.alignment.rounds")
-LAUNCHED = {
-    "axolotl.cli.train": "train"
-}  # modules that the launchers start in place of a command of axolotl's
-
-SHOWN = [(name(page), words) for page in PAGES for words in commands(page)]
-NAMED = [(name(page), words) for page in PAGES for words in named_commands(page)]
 
 
-def axolotl_command(words: list[str]) -> click.Command:
-    assert words[0] in cli.list_commands(None), f"axolotl has no command {words[0]}"
-    return OWN.get(words[0]) or cli.get_command(None, words[0])
+# --- What each program says of its words --------------------------------------------------------
 
 
-def require_options(command: click.Command, words: list[str]) -> dict:
-    """The command's parser takes all of these words; what it has read, by the parameters' names."""
+def axolotl_command(command: str) -> click.Command:
+    assert command in cli.list_commands(None), f"axolotl has no command {command}"
+    return OWN.get(command) or cli.get_command(None, command)
+
+
+def read(command: click.Command, words: list[str]) -> dict[str, Any]:
+    """What the command's parser makes of all these words, by the parameters' names.
+
+    axolotl's own commands would hand what they do not know on to the launcher.
+    """
     given, rest, _ = command.make_parser(click.Context(command)).parse_args(list(words))
     assert not rest, f"{command.name} does not take {rest}"
     return given
 
 
-def check_module(words: list[str], folder) -> None:
-    module, *arguments = words
+def check_axolotl(words: list[str]) -> None:
+    command = axolotl_command(words[0])
+    given = read(command, words[1:])
+    missing = [p.name for p in command.params if p.required and given.get(p.name) is None]
+    assert not missing, f"{command.name} needs {missing}"
+
+
+def check_accelerate(words: list[str]) -> None:
+    launched = launch_command_parser().parse_args(words[1:])
+    assert launched.module and find_spec(launched.training_script)
+
+
+def check_python(words: list[str]) -> None:
+    module, *arguments = words[1:]
     assert find_spec(module), f"there is no module {module}"
     if module == "benchmarks.speed":
-        (folder / "pairs.jsonl").touch()
-        read_options(arguments, make_parser("the parser ends the process where it refuses something"))
+        Path("pairs.jsonl").touch()  # which its --data must find
+        read_options(arguments, make_parser("it ends the process where it refuses something"))
     elif module in CLICK_MODULES:
-        main = importlib.import_module(f"{module}.command").main
-        require_options(main, arguments)
+        read(importlib.import_module(f"{module}.command").main, arguments)
     elif arguments:
-        help_of = [sys.executable, "-m", module, "--help"]
-        text = subprocess.run(help_of, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        show = [sys.executable, "-m", module, "--help"]
+        text = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert all(word in text for word in arguments if word.startswith("--"))
 
 
-def check_target(words: list[str]) -> None:
-    target = words[0]
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE), target
+def check_make(words: list[str]) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert words[0] in targets, f"the Makefile has no {words[0]}"
 
 
-@pytest.mark.parametrize(
-    ("page", "words"), SHOWN, ids=lambda value: " ".join(value) if isinstance(value, list) else value
-)
+CHECKS = {
+    "accelerate": check_accelerate,
+    "axolotl": check_axolotl,
+    "make": check_make,
+    "python": check_python,
+}
+
+
+def check_axolotl_name(words: list[str]) -> None:
+    known = {option for parameter in axolotl_command(words[0]).params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+# of a command in a sentence, which may lack its arguments
+CHECKS_OF_NAMED = {**CHECKS, "axolotl": check_axolotl_name}
+
+
+# --- The pages -----------------------------------------------------------------------------------
+
+SHOWN = [(name(page), words) for page in PAGES for words in commands(page)]
+NAMED = [(name(page), words) for page in PAGES for words in named_commands(page)]
+
+
+def as_id(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else " ".join(value)
+
+
+@pytest.mark.parametrize(("page", "words"), SHOWN, ids=as_id)
 def test_a_command_that_is_shown(page, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if words[0] == "make":
-        check_target(words[1:])
-    elif words[0] == "python":
-        check_module(words[2:], tmp_path)
-    else:
-        command = axolotl_command(words[1:])
-        given = require_options(command, words[2:])
-        missing = [p.name for p in command.params if p.required and given.get(p.name) is None]
-        assert not missing, f"{command.name} needs {missing}"
+    CHECKS[words[0]](words[1:])
 
 
-@pytest.mark.parametrize(
-    ("page", "words"), NAMED, ids=lambda value: " ".join(value) if isinstance(value, list) else value
-)
-def test_a_command_that_is_named(page, words):
-    if words[0] == "make":
-        check_target(words[1:])
-    elif words[0] == "python":
-        assert find_spec(words[2]), f"there is no module {words[2]}"
-    else:
-        command = axolotl_command(words[1:])
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known
+@pytest.mark.parametrize(("page", "words"), NAMED, ids=as_id)
+def test_a_command_that_is_named(page, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    CHECKS_OF_NAMED[words[0]](words[1:])
 
 
 def test_commands_are_found():
-    shown = {words[0] for _, words in SHOWN}
-    assert shown == {"axolotl", "make", "python"}
+    assert {words[0] for _, words in SHOWN} == set(CHECKS)
     assert len(SHOWN) > 25 and len(NAMED) > 10
     assert {words[1] for page, words in SHOWN if page == "README.md"} == {"quickstart", "test"}
 

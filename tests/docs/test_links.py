@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import DOCS, PAGES, README, ROOT, anchors, links, name, prose
+from tests.docs.pages import CONTRIBUTING, DOCS, PAGES, README, ROOT, anchors, links, name, prose
 
 LONGEST_LINE = 120
 
@@ -37,8 +37,11 @@ def test_every_page_is_reached_from_the_readme_and_from_the_index():
     assert pages <= {f"docs/{link}" for link in links(ROOT / "docs" / "README.md")}
 
 
-def test_the_readme_is_short():
-    assert len(README.read_text("utf-8").splitlines()) <= 130
+@pytest.mark.parametrize(
+    ("page", "most"), [(README, 130), (CONTRIBUTING, 150)], ids=("README", "CONTRIBUTING")
+)
+def test_what_is_read_first_is_short(page, most):
+    assert len(page.read_text("utf-8").splitlines()) <= most
 
 
 @pytest.mark.parametrize("page", [README, *DOCS], ids=name)

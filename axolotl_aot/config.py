@@ -35,63 +35,74 @@ LORA_KERNELS = "aot_lora_kernels"  # axolotl's keys of its LoRA kernels; see `tr
 
 
 class AOTArgs(BaseModel):
-    """The `aot_` keys of the YAML, each with its type, range, default and description."""
+    """The `aot_` keys of the YAML, each with its type, range, default and description.
+
+    `python docs/keys_table.py` writes the descriptions into `docs/configuration.md`.
+    """
 
     aot_penalty: Literal[tuple(PENALTIES)] = Field(
         default="logistic",
-        description="Penalty h on the difference of the quantile functions.",
+        description="h(z) of a difference z of rewards, with beta for `rl_beta`: `logistic` "
+        "log(1 + exp(-beta z)), `squared_hinge` max(0, beta - z)^2, `least_squares` (beta - z)^2, `sigmoid` "
+        "1 / (1 + exp(beta z)), which is bounded and not convex.",
     )
     aot_entropy: float = Field(
         default=0.0,
         ge=0,
-        description="Entropic regularisation of the coupling: 0 is the sort, .inf compares all pairs.",
+        description="What is compared with what. 0: the sort, rank by rank. Above: an entropic coupling, "
+        "with this regularisation in units of h. `.inf`: all pairs. First order and hard sort only.",
     )
     aot_anchor: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description='Weight of "chosen rewards dominate the base model\'s, which dominate the rejected ones" '
-        "in place of the comparison of the two.",
+        description="Weight of \"chosen rewards dominate the base model's own, which dominate the rejected "
+        'ones", in place of the comparison of chosen with rejected. At 1 with `aot_penalty: sigmoid` it is '
+        "APO-zero (half of TRL's `apo_zero`).",
     )
     aot_doubt_labels: bool = Field(
         default=False,
-        description="For `aot_anchor`: an answer counts the less, the more answers of the other label the "
-        "rewards put on its wrong side, so that wrong labels count little.",
+        description="Needs `aot_anchor`. An answer counts the less, the more answers of the other label the "
+        "rewards put on its wrong side (at least a twentieth), so that wrong labels count little.",
     )
     aot_scope: Literal[SCOPES] = Field(
         default="effective_batch",
-        description="What the sort runs over: every sample of an optimizer step, or each process's "
-        "micro-batch alone, as TRL's aot losses do.",
+        description="What is sorted. `effective_batch`: all samples of an optimizer step, over accumulation "
+        "steps and processes. `micro_batch`: each process's micro-batch alone, as TRL does.",
     )
     aot_dominance: Literal[tuple(DOMINANCES)] = Field(
         default="first",
-        description="Order of the stochastic dominance that is asked for.",
+        description="Order of dominance. `first`: of the quantiles themselves. `second`: of their running "
+        "integral, which forgives low quantiles that higher mass makes up for.",
     )
     aot_sort: Literal[tuple(SORTS)] = Field(
         default="hard",
-        description="Exact sort, or the differentiable one of arXiv 2002.08871.",
+        description="`hard`: the exact sort. `soft`: a differentiable one (arXiv 2002.08871), which pulls in "
+        "rewards that lie far out.",
     )
     aot_soft_sort_strength: float | None = Field(
         default=None,
         gt=0,
-        description="Regularisation of `aot_sort: soft`: sorted rewards are pulled together to 1 / strength "
-        "nats apart; towards 0 it becomes the hard sort. By default it follows the rewards' spread.",
+        description="Regularisation of the soft sort. Where sorted rewards lie more than 1 / strength nats "
+        "apart they are pulled together around their mean; towards 0 it is the hard sort. By default "
+        "1 / strength is twice the distance of evenly spaced rewards of the same spread.",
     )
     aot_label_smoothing: float = Field(
         default=0.0,
         ge=0,
         lt=0.5,
-        description="Assumed share of wrong labels, for `aot_penalty: logistic`.",
+        description="Assumed share of wrong labels; `aot_penalty: logistic` only.",
     )
     aot_stratify: bool = Field(
         default=True,
-        description="`rl: aot_unpaired`: spread the labels evenly over the effective batches, so that "
-        "each has both.",
+        description="`rl: aot_unpaired` only. `true`: deal the labels out evenly over the effective batches, "
+        "each answer still once an epoch. `false`: plain shuffling.",
     )
     aot_padding_free: bool | None = Field(
         default=None,
-        description="Put a micro-batch's sequences together without padding, and completions of one prompt "
-        "behind one copy of it; by default wherever the attention backend can keep them apart.",
+        description="Put sequences together without padding, and completions of one prompt behind one copy "
+        "of it; by default wherever attention backend and model can. `true` insists on it (an error where "
+        "they cannot), `false` pads.",
     )
     aot_report: bool = Field(
         default=True,
@@ -101,14 +112,15 @@ class AOTArgs(BaseModel):
         default=None,
         ge=0,
         description="To how many evaluation prompts the report shows the answers before and after training; "
-        "by default 8 where there is an evaluation set, 0 for none.",
+        f"0 for none. By default {DEFAULT_REPORT_SAMPLES} where there is an evaluation set.",
     )
     aot_max_tokens_per_micro_batch: int | None = Field(
         default=None,
         gt=0,
-        description="Cut the effective batch into micro-batches of at most so many tokens (padding "
-        "included), in place of micro_batch_size samples each. By default on a GPU as many as "
-        "micro_batch_size samples of the longest sequence have; elsewhere micro_batch_size samples.",
+        description="Cut each process's share of the effective batch into as few micro-batches as hold this "
+        "many tokens each (padding included), in place of `micro_batch_size` samples each. By default, on a "
+        "GPU, the tokens of `micro_batch_size` samples of the longest sequence. "
+        "`aot_scope: effective_batch` only.",
     )
 
     def samples_in_report(self, evaluates: bool) -> int:

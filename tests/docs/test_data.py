@@ -1,21 +1,24 @@
-"""The README's data sets: each row and entry of its table, as a user would copy them."""
+"""The data sets of `docs/data.md`: each row and entry of its table, as a user would copy them."""
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.docs.pages import README, ROOT
 from tests.tiny import write_jsonl
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-TABLE = re.search(r"\| `rl` \| what it is \|.*?\n\n", README, re.DOTALL).group()
-CASES = [
-    [cell.strip().strip("`") for cell in line.strip("|").split(" | ")]
-    for line in TABLE.splitlines()[2:]
-    if line
-]
+PAGE = (ROOT / "docs" / "data.md").read_text("utf-8")
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """The rows of the table that begins with this heading, without back-ticks."""
+    lines = re.search(rf"{re.escape(heading)}.*?\n\n", page, re.DOTALL).group().strip().splitlines()
+    return [[cell.strip().strip("`") for cell in line.strip("|").split(" | ")] for line in lines[2:]]
+
+
+CASES = table(PAGE, "| `rl` | what it is |")
 
 
 def test_every_type_is_in_the_table():
@@ -58,4 +61,10 @@ def test_every_option_is_in_the_table():
     options |= {o for kind in AXOLOTL_TYPES.values() for o in kind.model_fields}
     # not shown: the type itself, and what axolotl has for reading by and by or no longer asks for
     for option in options - {"type", "trust_remote_code"}:
-        assert f"`{option}`" in README, option
+        assert f"`{option}`" in PAGE, option
+
+
+def test_the_readme_shows_rows_of_the_table():
+    shown = table(README.read_text("utf-8"), "| `rl` | a row |")
+    assert len(shown) == 3
+    assert all(row in [[rl, text, entry] for rl, _, text, entry in CASES] for row in shown)

@@ -1,6 +1,7 @@
 """What is shipped: wheel, sdist, dependencies, entry points; and which module imports what."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,13 +18,19 @@ from axolotl_aot import __version__
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "axolotl_aot"
 RAW_RESULTS = ("alignment/results.jsonl", "alignment/search.csv")  # in the repository only
+FOLDERS = ("axolotl_aot", "tests", "docs", "example_configs", "benchmarks", ".github")
 WORK = {"work", "outputs", "prepared", "ultrafeedback"}  # folders that commands write
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    """Built from a copy: what an earlier build has left in a checkout would name files, too."""
+    folder, copy = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("copy")
+    for file in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(file, copy)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*WORK))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copy)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
 
@@ -54,7 +61,7 @@ def texts() -> list[Path]:
     """The project's files that are written by hand, and the figures of pages."""
     found = [p for p in ROOT.iterdir() if p.suffix in (".md", ".toml", ".cff", ".in")]
     found += [ROOT / "Makefile", ROOT / "LICENSE"]
-    for folder in ("axolotl_aot", "tests", "docs", "example_configs", "benchmarks", ".github"):
+    for folder in FOLDERS:
         kinds = (".py", ".md", ".yml", ".html", ".png", ".svg")
         found += [p for p in (ROOT / folder).rglob("*") if p.suffix in kinds and WORK.isdisjoint(p.parts)]
     return found

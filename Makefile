@@ -41,3 +41,4 @@ test-all: test test-slow
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -4,7 +4,7 @@
 for, so that `axolotl_aot.dominance` can be used with nothing but torch and scipy installed.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["AOTPlugin", "__version__"]
 

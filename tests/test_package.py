@@ -1,6 +1,7 @@
 """What is shipped: wheel, sdist, dependencies, entry points; and which module imports what."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,32 +11,67 @@ from importlib.metadata import entry_points, requires
 from pathlib import Path
 
 import pytest
+import yaml
+
+from axolotl_aot import __version__
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "axolotl_aot"
+RAW_RESULTS = ("alignment/results.jsonl", "alignment/search.csv")  # in the repository only
+FOLDERS = ("axolotl_aot", "tests", "docs", "example_configs", "benchmarks", ".github")
+WORK = {"work", "outputs", "prepared", "ultrafeedback"}  # folders that commands write
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    """Built from a copy: what an earlier build has left in a checkout would name files, too."""
+    folder, copy = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("copy")
+    for file in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(file, copy)
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*WORK))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(copy)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
 
 
-def test_wheel_and_sdist_hold_the_package_and_its_licence(built):
-    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
-    parts = [p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".html")]
+def test_the_wheel_holds_the_package_and_nothing_else(built):
+    (wheel,) = built.glob("*.whl")
+    parts = [p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".html") or p.name == "py.typed"]
     files = {f"axolotl_aot/{p.relative_to(PACKAGE)}" for p in parts}
-    assert "axolotl_aot/report/templates/report.html" in files
+    assert {"axolotl_aot/report/templates/report.html", "axolotl_aot/py.typed"} <= files
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert files <= names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not any(name.startswith("tests/") for name in names)
+    about = f"axolotl_aot-{__version__}.dist-info"
+    assert {name for name in names if not name.startswith(about)} == files
+    assert f"{about}/licenses/LICENSE" in names
+
+
+def test_tests_and_docs_can_be_read_from_the_sdist(built):
+    (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
-        inside = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    assert files | {"LICENSE", "README.md", "pyproject.toml"} <= inside
+        inside = {m.name.split("/", 1)[1]: m.size for m in archive.getmembers() if m.isfile()}
+    assert {path.relative_to(ROOT).as_posix() for path in texts()} <= set(inside)
+    assert not [name for name in inside if name.endswith((".pyc", *RAW_RESULTS))]
+    assert max(inside.values()) < 500_000
+    assert sdist.stat().st_size < 2_500_000
+
+
+def texts() -> list[Path]:
+    """The project's files that are written by hand, and the figures of pages."""
+    found = [p for p in ROOT.iterdir() if p.suffix in (".md", ".toml", ".cff", ".in")]
+    found += [ROOT / "Makefile", ROOT / "LICENSE"]
+    for folder in FOLDERS:
+        kinds = (".py", ".md", ".yml", ".html", ".png", ".svg")
+        found += [p for p in (ROOT / folder).rglob("*") if p.suffix in kinds and WORK.isdisjoint(p.parts)]
+    return found
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    line = f"## [{__version__}] - {citation['date-released']}"
+    assert line in (ROOT / "CHANGELOG.md").read_text().splitlines()
 
 
 def test_the_loss_needs_only_torch_and_scipy(built, tmp_path):

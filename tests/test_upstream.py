@@ -1,5 +1,5 @@
 """What the project leans on in axolotl, transformers, TRL and others: a check for each row of the table in
-CONTRIBUTING.md.
+docs/upstream.md.
 
 A release that changes one of these things fails here by name, and not somewhere deep. A check calls the real
 thing on something small; its message says what of this package breaks, and in which files. Imports stand
@@ -34,7 +34,7 @@ from tests.upstream import GUARDED, ROOT, TABLE, guards, rows_of
 def test_every_row_of_the_table_has_a_check_and_every_check_a_row():
     guarded = [row for words in GUARDED for row in rows_of(*words)]
     for words in GUARDED:
-        assert len(rows_of(*words)) == 1, f"{words} is not one row of CONTRIBUTING.md's table"
+        assert len(rows_of(*words)) == 1, f"{words} is not one row of docs/upstream.md's table"
     assert sorted(guarded) == sorted(TABLE)
 
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's table of what the project leans on in other packages, and what a check of a row is."""
+"""docs/upstream.md's table of what the project leans on in other packages, and what a check of a row is."""
 
 import functools
 import re
@@ -21,8 +21,8 @@ class Row(NamedTuple):
 
 
 def read_table() -> list[Row]:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    table = re.search(r"^\| of \| what \| where \|\n.*?(?=\n\n)", text, re.DOTALL | re.MULTILINE).group()
+    text = (ROOT / "docs/upstream.md").read_text()
+    table = re.search(r"^\| of \| what \| where \|\n(?:\|.*\n)+", text, re.MULTILINE).group()
     lines = table.splitlines()[2:]
     return [Row(*(cell.strip() for cell in line.strip("|").split(" | "))) for line in lines]
 

@@ -30,6 +30,8 @@ SOURCE = (
     "shards_idx",
 )
 
+PICKLE = "pandas"  # the one kind of file that `datasets` unpickles
+
 # The names under which a column is looked for where the entry does not name it; the first one found is taken.
 USUAL_COLUMNS = {
     "field_messages": (
@@ -172,6 +174,15 @@ class Entry(BaseModel):
     def _shards_are_set(self) -> "Entry":
         if self.shards_idx is not None and self.shards is None:
             raise ValueError(f"`shards_idx: {self.shards_idx}` needs `shards`, their number")
+        return self
+
+    @model_validator(mode="after")
+    def _is_no_pickle(self) -> "Entry":
+        if self.ds_type == PICKLE:
+            raise ValueError(
+                f"`ds_type: {PICKLE}` reads pickles, which may run any code when they are read: write the "
+                "rows as Parquet or JSON Lines"
+            )
         return self
 
     def source(self) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def _column(mapped: "Dataset", name: str) -> np.ndarray:
 def table(rl: str, entries: list[RowCounts]) -> str:
     """The counts as text, one line per entry and label."""
     header = ("", "rows", "bad", "left out", "of these equal", "", "used", "truncated", "too long, dropped")
-    lines = [header]
+    lines: list[tuple[str, ...]] = [header]
     for entry in entries:
         numbers = (entry.rows, entry.bad, entry.left_out, sum(entry.equal))
         cells = (entry.entry, *(f"{count:,}" for count in numbers))

@@ -38,10 +38,10 @@ def split_pair(chosen: str, rejected: str) -> tuple[list[Message], tuple[str, st
     """
     common = chosen[: common_length(chosen, rejected)]
     end = common.rfind(ANSWER)
-    answers = tuple(text[end + len(ANSWER) :] for text in (chosen, rejected))
-    if end < 0 or any(TURN.search(answer) for answer in answers):
+    first, second = (text[end + len(ANSWER) :] for text in (chosen, rejected))
+    if end < 0 or TURN.search(first) or TURN.search(second):
         raise BadRow(
             "the transcripts of chosen and rejected part before their last answer: after "
             f"{common[-60:]!r} they are two conversations, and a pair needs one prompt"
         )
-    return messages_of(common[:end]), tuple(answer.strip() for answer in answers)
+    return messages_of(common[:end]), (first.strip(), second.strip())

@@ -81,9 +81,9 @@ class ModelReward:
 def _loaded(path: str, name: str) -> tuple[Any, dict[str, Any], Any]:
     """The model, what transformers says of its weights, and the tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype="auto", output_loading_info=True
+            path, dtype="auto", output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise AOTConfigError(f"{name}: cannot be loaded: {error}") from error

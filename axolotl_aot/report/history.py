@@ -18,7 +18,7 @@ def numbers_of(entry: dict[str, Any]) -> dict[str, float]:
 def series(history: History, key: str) -> tuple[list[int], list[float]]:
     """Steps and values of what was logged under a name."""
     logged = [(entry["step"], entry[key]) for entry in history if key in entry]
-    return [step for step, _ in logged], [value for _, value in logged]
+    return [int(step) for step, _ in logged], [value for _, value in logged]
 
 
 def course(history: History, reference: str = BASE_MODEL) -> list[str]:

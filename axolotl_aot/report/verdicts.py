@@ -174,7 +174,7 @@ def clear_sign(value: float, interval: list[float]) -> int:
 
 
 # By the signs of the mean change of chosen and rejected answers.
-CHANGES = {
+CHANGES: dict[tuple[int, ...], str] = {
     (1, 1): "both became more likely",
     (1, 0): "chosen answers became more likely, rejected ones did not clearly change",
     (1, -1): "chosen answers became more likely, rejected ones less likely",

@@ -34,13 +34,12 @@ class TokenScores(NamedTuple):
     def of(self, lengths: list[int], sequences: list[int]) -> "TokenScores":
         """The scores of some sequences' tokens; lengths: how many tokens each of all sequences has."""
 
-        def some(values: Tensor | None) -> Tensor | None:
-            if values is None:
-                return None
+        def some(values: Tensor) -> Tensor:
             parts = values.split(lengths)
             return torch.cat([parts[i] for i in sequences])
 
-        return TokenScores(some(self.logprobs), some(self.gradient))
+        gradient = None if self.gradient is None else some(self.gradient)
+        return TokenScores(some(self.logprobs), gradient)
 
 
 def token_scores(

@@ -6,6 +6,7 @@ prompt's tokens go through the model once, and what the last of them predicts se
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +87,8 @@ class Segment(NamedTuple):
         return np.concatenate([np.arange(self.prefix, self.prefix + self.offset), own])
 
 
-class Arrangement(NamedTuple):
+@dataclass(frozen=True)
+class Arrangement:
     """The prompts that are shared; and of every sequence, in order, what is not."""
 
     prompts: list[Segment]

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class Scores(NamedTuple):
 
     def of(self, which: Tensor | slice) -> "Scores":
         """The scores of some of the answers; which: a mask, numbers or a slice."""
-        return Scores(*(None if field is None else field[which] for field in self))
+        return Scores(**{name: field[which] for name, field in self._asdict().items() if field is not None})
 
 
 class Distributions(NamedTuple):
@@ -267,12 +268,17 @@ class PlanCount:
 
 def _dominance_metrics(distributions: Distributions) -> dict[str, Tensor]:
     shortfall = violation(*distributions)
-    arrays = [None if t is None else t.detach().cpu().double().numpy() for t in distributions]
+    upper, lower, *masses = distributions
+    weights = [None if mass is None else _array(mass) for mass in masses]
     return {
         "dominance/violation": shortfall.size,
         "dominance/violation_rate": shortfall.rate,
-        **dict(zip(MARGIN_METRICS.values(), margins(*arrays), strict=True)),
+        **dict(zip(MARGIN_METRICS.values(), margins(_array(upper), _array(lower), *weights), strict=True)),
     }
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().cpu().double().numpy()
 
 
 def _anchor_metrics(side: str, answers: Scores) -> dict[str, Tensor]:

@@ -107,6 +107,7 @@ def test_axolotls_names_for_conversations(name):
             "`label_values.negative: .*field required",
         ),
         ("aot_unpaired", {**SCORED, "shards_idx": 1}, "`shards_idx: 1` needs `shards`"),
+        ("aot_unpaired", {**SCORED, "ds_type": "pandas"}, "`ds_type: pandas` reads pickles"),
         (
             "aot_unpaired",
             {"path": "a", "type": "ranked", "field_score": "s", "field_rank": "r"},

@@ -435,6 +435,20 @@ def test_a_reward_model_scores_each_answer(request, call, kind, prompts, judge):
 # --- What is refused -----------------------------------------------------------------------------
 
 
+def test_a_reward_models_own_code_is_not_run(judge, tmp_path):
+    from axolotl_aot.errors import AOTConfigError
+    from axolotl_aot.generation.reward_model import ModelReward
+
+    ran = tmp_path / "ran"
+    (judge / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    code = {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.Own"}
+    config = judge / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "own", "auto_map": code}))
+    with pytest.raises(AOTConfigError, match="cannot be loaded"):
+        ModelReward(str(judge), 1)
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize(
     ("keys", "options", "message"),
     [

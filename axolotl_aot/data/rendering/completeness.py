@@ -100,7 +100,7 @@ class Completeness:
                 continue
             missing = self._missing(rendered, number, part, piece)
             if missing:
-                thought = bool(piece) and piece.end <= thought_end(part.value)
+                thought = piece is not None and piece.end <= thought_end(part.value)
                 is_named = any(f"{quote}{missing}{quote}" in part.place for quote in "'`")
                 shown = "" if is_named else f": {_shortened(missing)}"
                 advice = _advice(part, thought, template)
@@ -168,6 +168,7 @@ def _left_out(text: str, changed: str) -> str:
     if kept == len(words) or ends[kept] < 8:  # such a beginning may be there by chance
         return text.strip()
     match = re.match(r"\s*" + r"\s+".join(map(re.escape, words[:kept])), text)
+    assert match is not None  # they are the text's own first words
     return text[match.end() :].strip()
 
 

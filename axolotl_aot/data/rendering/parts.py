@@ -60,7 +60,8 @@ def with_part(
 def _message(message: Message, position: int, total: int, write: Callable[[Part], Any]) -> Message:
     role = message["role"]
     where = f"of a message of `{role}` (message {position + 1} of {total})"
-    new, thoughts = dict(message), {}
+    new = dict(message)
+    thoughts: dict[str, Any] = {}
     for name in ("content", *REASONING):
         value = message.get(name)
         if not isinstance(value, str) or not value.strip():

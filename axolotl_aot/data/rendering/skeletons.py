@@ -44,8 +44,9 @@ class Rendered(NamedTuple):
             return True
         if part.name in REASONING:
             return False
-        is_thought = end is not None and part.name == "content" and part.role == "assistant"
-        return not (is_thought and end <= thought_end(part.value))
+        if end is None or part.name != "content" or part.role != "assistant":
+            return True
+        return end > thought_end(part.value)
 
 
 class Outline:
@@ -61,9 +62,10 @@ class Outline:
         self._required: set[int] = set()
         self._conversation = None
         roles = tuple(message["role"] for message in rendered.messages)
+        self.key: tuple[str, ...] | str = roles
         texts = [message["content"] for message in rendered.messages if len(message) == 2]
         if cut is uncut and rendered.tools is None and len(texts) == len(roles) and all(map(_is_text, texts)):
-            self.key, self.texts = roles, texts  # the usual row
+            self.texts = texts  # the usual row
         else:
             self._conversation = self._marked()
             self.key = json.dumps(self._conversation, default=repr)

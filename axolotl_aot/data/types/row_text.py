@@ -105,7 +105,7 @@ def _with(value: Any, path: tuple[str | int, ...]) -> Any:
     if not path:
         return MARKER
     key, *rest = path
-    copy = dict(value) if isinstance(value, Mapping) else list(value)
+    copy: Any = dict(value) if isinstance(value, Mapping) else list(value)
     copy[key] = _with(value[key], tuple(rest))
     return copy
 

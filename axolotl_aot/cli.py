@@ -16,13 +16,13 @@ import click
 @click.option(
     "--rates",
     is_flag=True,
-    help="Instead, print how often the base model and the trained ones answer right.",
+    help="Write nothing; print how often the base model and the trained ones answer right.",
 )
 def quickstart(directory: Path, rates: bool) -> None:
-    """Write a small model, data and YAMLs to try AOT on, into DIRECTORY.
+    """Write into DIRECTORY what a first try of AOT needs: a small model, data and YAMLs.
 
-    Nothing is downloaded and no GPU is needed; it takes about a minute. Then `axolotl train
-    DIRECTORY/aot.yml`, and `axolotl aot-quickstart DIRECTORY --rates` to see what it did.
+    Nothing is downloaded and no GPU is needed; it takes about a minute. Then run `axolotl train
+    DIRECTORY/aot.yml`, and `axolotl aot-quickstart DIRECTORY --rates` to see what training did.
     """
     (_print_rates if rates else _write)(directory)
 
@@ -67,8 +67,8 @@ def _print_rates(directory: Path) -> None:
 @click.option(
     "--adapter",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="What CONFIG has trained, an adapter or a whole model; by default in its output_dir (of AOT's "
-    "types its lora_model_dir, if it names one).",
+    help="What CONFIG has trained, an adapter or a whole model; by default what is in its output_dir. Where "
+    "that holds neither and the type is one of AOT's, what is in its lora_model_dir.",
 )
 @click.option(
     "--compare",
@@ -82,13 +82,13 @@ def _print_rates(directory: Path) -> None:
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder to write into; by default aot-report in CONFIG's output_dir.",
+    help="Folder to write into; by default the folder aot-report in CONFIG's output_dir.",
 )
 @click.option(
     "--samples",
     type=click.IntRange(min=0),
-    help="To how many evaluation prompts each model's greedy answer is shown, beside the base model's; 0 for "
-    "none. By default CONFIG's aot_report_samples, or 8.",
+    help="How many evaluation prompts each model answers greedily, to be shown beside the base model's "
+    "answers; 0 for none. By default CONFIG's aot_report_samples, or 8.",
 )
 def report(
     config: Path,
@@ -131,7 +131,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     help="What CONFIG has trained, an adapter or a whole model; by default as aot-report finds it.",
 )
 @click.option("--base", is_flag=True, help="Sample from the untrained base_model.")
-@click.option("--n", type=click.IntRange(min=1), default=4, show_default=True, help="Answers a prompt.")
+@click.option("--n", type=click.IntRange(min=1), default=4, show_default=True, help="Answers to each prompt.")
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
@@ -151,11 +151,11 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.IntRange(min=1),
     help="The most tokens of an answer; by default what sequence_len leaves.",
 )
-@click.option("--seed", type=int, default=42, show_default=True)
+@click.option("--seed", type=int, default=42, show_default=True, help="Of the draws.")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Sequences at once; by default CONFIG's eval_batch_size or micro_batch_size.",
+    help="Sequences to generate at once; by default CONFIG's eval_batch_size or micro_batch_size.",
 )
 @click.option(
     "--reward",
@@ -173,9 +173,9 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(["transformers", "vllm"]),
     default="transformers",
     show_default=True,
-    help="What generates; vllm needs axolotl's extra of that name, and a GPU.",
+    help="What generates the answers; vllm needs axolotl's extra of that name, and a GPU.",
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew, whatever is there.")
+@click.option("--overwrite", is_flag=True, help="Start over, and replace what --out holds.")
 def sample(config: Path, prompts: str, out: Path, **options: Any) -> None:
     """Sample answers from what CONFIG has trained, score them, and write them for `type: ranked`.
 

@@ -69,10 +69,9 @@ def sample(path: Path, prompts: str, out: Path, settings: Settings) -> Result:
     translated = without_training(raw, "answers are sampled from runs of")
     if not raw.get("datasets"):
         raise AOTConfigError(f"{path}: `datasets` is missing: its first entry says how prompts are read")
-    trained = _trained(raw, settings)
     with tempfile.TemporaryDirectory() as folder:
         cfg = load_without_training(translated, Path(folder))
-        sampler = _Sampler(cfg, raw, trained, settings)
+        sampler = _Sampler(cfg, raw, _trained(raw, settings), settings)
         sampler.read(prompts)
         with PartialFile(partial, sampler.identity(), overwrite=settings.overwrite) as kept:
             said = sampler.run(kept, out)

@@ -30,7 +30,7 @@ from axolotl_aot.quickstart.task import (
     wrong_answer,
 )
 
-BASE_STEPS = 400
+BASE_STEPS, BASE_BATCH = 400, 64  # a batch: so many problems, each with both answers
 PAD, BOS = "<pad>", "<s>"
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -58,7 +58,7 @@ def make_base_model(
     generator = torch.Generator().manual_seed(SEED)
 
     def draw() -> tuple[Tensor, int]:
-        chosen = torch.randint(len(sequences), (128,), generator=generator)
+        chosen = torch.randint(len(sequences), (BASE_BATCH,), generator=generator)
         return sequences[chosen].flatten(0, 1), prompt_length
 
     fit(model, draw, steps, progress)

@@ -66,10 +66,12 @@ def make_report(
     raw = read_yaml(path)
     scoring = scoring_config(raw, data)
     name = raw["rl"]
+    out = out or output_dir(raw) / FOLDER
+    cfg = load_without_training(
+        scoring, out
+    )  # first: what is wrong with the YAML comes before what it has trained
     own = adapter or trained_by(raw)
     models = trained_models(name, own, others or {}, named=adapter is not None)
-    out = out or output_dir(raw) / FOLDER
-    cfg = load_without_training(scoring, out)
     model, tokenizer, *_ = setup_model_and_tokenizer(cfg)
     dataset = pipeline_of(cfg, tokenizer).prepare_evaluation()
     if dataset is None:

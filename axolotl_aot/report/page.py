@@ -29,28 +29,78 @@ PIXELS_PER_INCH = 80  # of a plot in the page
 class Plot(NamedTuple):
     """A plot of the report.
 
-    title: with `{run}` for the name of the first run. wanted: whether there is anything to show.
+    title: with `{run}` for the name of the first run. wanted: whether there is anything to show. alt: what it
+    shows, in words, for those who do not see it.
     """
 
     title: str
     wanted: Callable[[dict[str, Any]], bool]
     draw: Callable[[dict[str, Any]], Figure]
+    alt: Callable[[dict[str, Any]], str]
 
 
 def _first(report: dict[str, Any]) -> str:
     return next(iter(report["runs"]))
 
 
+def _comparison_alt(report: dict[str, Any]) -> str:
+    found = [f"{name}: {_verdict(run, 'rewards', 'after')}" for name, run in report["runs"].items()]
+    return (
+        "Quantile curves of the rewards of each run, and, over each other, what sets the runs apart. "
+        f"Rewards of {'; '.join(found)}."
+    )
+
+
+def _quantiles_alt(report: dict[str, Any]) -> str:
+    run = report["runs"][_first(report)]
+    return (
+        "Three plots with a quantile curve of chosen and one of rejected answers. Rewards: "
+        f"{_verdict(run, 'rewards', 'after')}. Log-probabilities before training: "
+        f"{_verdict(run, 'log_probabilities', 'before')}; after training: "
+        f"{_verdict(run, 'log_probabilities', 'after')}."
+    )
+
+
+def _log_ratios_alt(report: dict[str, Any]) -> str:
+    run = report["runs"][_first(report)]
+    pairs = " The last plot: the ratio of chosen to rejected answers of each pair." if run["paired"] else ""
+    return (
+        "Quantile curves of log-probabilities under the policy and under the reference, of chosen and of "
+        f"rejected answers: {run['changes']['verdict']}.{pairs}"
+    )
+
+
+def _training_alt(report: dict[str, Any]) -> str:
+    return (
+        "Four plots over the optimizer steps: loss, violation of dominance, margins between quantiles, and "
+        "the share of answers on the wrong side of the reference. " + "; ".join(report["course"])
+    )
+
+
+def _verdict(run: dict[str, Any], comparison: str, when: str) -> str:
+    return run["comparisons"][comparison][when]["first_order"]["verdict"]
+
+
 # By file name.
 PLOTS = {
-    "comparison.png": Plot("Several runs side by side", lambda r: len(r["runs"]) > 1, comparison_figure),
+    "comparison.png": Plot(
+        "Several runs side by side", lambda r: len(r["runs"]) > 1, comparison_figure, _comparison_alt
+    ),
     "quantiles.png": Plot(
-        "Chosen against rejected answers: {run}", lambda r: True, lambda r: quantiles_figure(r, _first(r))
+        "Chosen against rejected answers: {run}",
+        lambda r: True,
+        lambda r: quantiles_figure(r, _first(r)),
+        _quantiles_alt,
     ),
     "log_ratios.png": Plot(
-        "The policy against the reference: {run}", lambda r: True, lambda r: log_ratios_figure(r, _first(r))
+        "The policy against the reference: {run}",
+        lambda r: True,
+        lambda r: log_ratios_figure(r, _first(r)),
+        _log_ratios_alt,
     ),
-    "training.png": Plot("The course of training: {run}", lambda r: bool(r["history"]), training_figure),
+    "training.png": Plot(
+        "The course of training: {run}", lambda r: bool(r["history"]), training_figure, _training_alt
+    ),
 }
 
 
@@ -73,6 +123,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> Path:
         figures.append(
             {
                 "title": plot.title.format(run=_first(report)),
+                "alt": plot.alt(report),
                 "width": round(figure.get_figwidth() * PIXELS_PER_INCH),
                 "data": base64.b64encode(path.read_bytes()).decode(),
             }

@@ -14,6 +14,7 @@ from axolotl.utils.dict import DictDefault
 
 from axolotl_aot import config
 from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.trained.refusals import refusals
 from axolotl_aot.trained.weights import kind_of
 from axolotl_aot.unread_keys import without_unread_keys
 
@@ -38,6 +39,12 @@ TRAINING_KEYS = (
     "trl",
     "use_wandb",
 )
+# What is read before axolotl validates it. By key: the kind that its value must be of, and in words.
+KINDS = {
+    **dict.fromkeys(("base_model", "rl", "output_dir", "lora_model_dir"), (str, "text")),
+    "plugins": (list, f"a list, such as [{PLUGIN}]"),
+    **dict.fromkeys(("datasets", "test_datasets"), (list, "a list of entries, each with `path` and `type`")),
+}
 # What an entry of `datasets` says of its own file only.
 OF_ONE_FILE = ("data_files", "name", "shards", "shards_idx", "revision", "ds_type")
 
@@ -46,14 +53,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The keys of a YAML.
 
     Raises:
-        AOTConfigError: it is none, or holds no keys.
+        AOTConfigError: it is none, holds no keys, or something else than text where text must be.
     """
     try:
         raw = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise AOTConfigError(f"{path} is not YAML: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        said = ": ".join(part for part in (error.context, error.problem) if part)
+        raise AOTConfigError(f"{path}{where}, is not YAML: {said}") from None
+    except yaml.YAMLError as error:
+        raise AOTConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise AOTConfigError(f"{path} is not YAML, which is text in UTF-8: {error}") from None
     if not isinstance(raw, dict):
-        raise AOTConfigError(f"{path} holds no keys: it must be the YAML of a training run")
+        held = "is empty" if raw is None else f"holds a {type(raw).__name__}, and no keys"
+        raise AOTConfigError(f"{path} {held}: it must be the YAML of a training run, with `base_model: ...`")
+    for key, (kind, words) in KINDS.items():
+        if raw.get(key) is not None and not isinstance(raw[key], kind):
+            raise AOTConfigError(f"`{key}: {raw[key]}`: must be {words}")
     return raw
 
 
@@ -78,20 +96,33 @@ def without_training(raw: dict[str, Any], use: str) -> dict[str, Any]:
             f"`rl: {rl}`: {use} {', '.join((*config.RL_TYPES, *OTHER_TYPES))}: types with "
             "chosen and rejected answers and a reference"
         )
+    elif not any(str(plugin).endswith("AOTPlugin") for plugin in cfg.get("plugins") or []):
+        raise AOTConfigError(f"`rl: {rl}` needs `plugins: [{PLUGIN}]`, which the YAML does not list")
     return cfg
 
 
 def without_file(entry: dict[str, Any]) -> dict[str, Any]:
-    """The options of an entry of `datasets` that go for another file as well."""
+    """The options of an entry of `datasets` that go for another file as well.
+
+    Raises:
+        AOTConfigError: it has none.
+    """
+    if not isinstance(entry, dict):
+        raise AOTConfigError(f"`datasets: [{entry}, ...]`: an entry must be a mapping with `path` and `type`")
     return {key: value for key, value in entry.items() if key not in OF_ONE_FILE}
 
 
 def load_without_training(cfg: dict[str, Any], out: Path) -> DictDefault:
-    """The config, validated by axolotl, on one device. out: a folder whose debug.log axolotl may empty."""
+    """The config, validated by axolotl, on one device. out: a folder whose debug.log axolotl may empty.
+
+    Raises:
+        AOTConfigError: what axolotl's validation refuses, and what it stumbles over.
+    """
     cfg = {**cfg, "output_dir": str(out)}
     if not cfg.get("device_map") and torch.cuda.is_available():
         cfg["device_map"] = {"": torch.cuda.current_device()}  # axolotl would spread it over all of them
-    loaded = load_cfg(DictDefault(cfg))
+    with refusals(cfg):
+        loaded = load_cfg(DictDefault(cfg))
     Path(loaded.axolotl_config_path).unlink(missing_ok=True)  # load_cfg's copy
     return loaded
 

@@ -69,7 +69,7 @@ def rates(plan: Plan, results: Results) -> Figure:
             axis.plot(curve.rates, means, color=colour, linestyle=dashes, marker="o", ms=2.5, label=name)
         axis.set_ylim(bottom=100 * LOWEST)
         _logarithmic(axis, RATES)
-        axis.tick_params(axis="x", labelsize="x-small")
+        axis.tick_params(axis="x", labelsize="small", labelrotation=45)
         axis.set_title(words, fontsize="medium")
         axis.set_xlabel("learning rate")
         axis.set_ylabel(REWARD)

@@ -322,13 +322,3 @@ def test_an_evaluation_set_of_one_label(call, unpaired, adapters, tmp_path):
     result, _ = call(unpaired, "--adapter", adapters["one"], "--data", path)
     assert result.exit_code == 1
     assert "the evaluation set has 1 rejected answers" in " ".join(result.output.split())
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("", "holds no keys"), ("- rl: aot", "holds no keys"), ("rl: [aot", "is not YAML")]
-)
-def test_a_file_that_is_no_config(tmp_path, text, message):
-    path = tmp_path / "run.yml"
-    path.write_text(text)
-    result = CliRunner().invoke(command, [str(path)])
-    assert result.exit_code == 1 and message in result.output

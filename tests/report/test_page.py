@@ -1,6 +1,7 @@
 """The report's files: curves read from the figures, pictures that show something, a page on its own."""
 
 import json
+import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from PIL import Image
 from axolotl_aot.quantiles import MARGIN_METRICS
 from axolotl_aot.report.figures import (
     COLOURS,
+    RUNS,
     comparison_figure,
     live_figure,
     log_ratios_figure,
@@ -301,10 +303,39 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path):
     assert "script" not in tags and "link" not in tags and "iframe" not in tags
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 3
-    assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    assert all(image["src"].startswith("data:image/png;base64,") for image in images)
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     # where it stands: title, heading, source, verdict, table headings, settings, four cells of examples, ...
     assert page.text.count(EVIL) >= 8
+
+
+def test_whoever_does_not_see_the_plots_is_told_what_they_show(four, pairs, tmp_path):
+    page = Page(write_report(tmp_path / "pairs", pairs).read_text())
+    quantile_curves, log_ratios, training = (
+        attributes["alt"] for tag, attributes in page.tags if tag == "img"
+    )
+    compared = pairs["runs"]["aot"]["comparisons"]
+    for state in (compared["rewards"]["after"], *compared["log_probabilities"].values()):
+        assert state["first_order"]["verdict"] in quantile_curves
+    assert pairs["runs"]["aot"]["changes"]["verdict"] in log_ratios
+    assert all(words in training for words in pairs["course"])
+    page = Page(write_report(tmp_path / "four", four).read_text())
+    comparison = next(attributes["alt"] for tag, attributes in page.tags if tag == "img")
+    for name, run in four["runs"].items():
+        verdict = run["comparisons"]["rewards"]["after"]["first_order"]["verdict"]
+        assert f"{name}: {verdict}" in comparison
+
+
+def test_headings_tables_and_what_scrolls_are_told_apart(pairs, tmp_path):
+    page = Page(write_report(tmp_path, pairs).read_text())
+    tags = [tag for tag, _ in page.tags]
+    assert ("html", {"lang": "en"}) in page.tags
+    headings = [tag for tag in tags if tag in ("h1", "h2", "h3", "h4")]
+    assert headings[0] == "h1" and set(headings[1:]) == {"h2"}
+    assert all(attributes.get("scope") == "col" for tag, attributes in page.tags if tag == "th")
+    scrolls = [attributes for _, attributes in page.tags if attributes.get("class") == "scroll"]
+    assert len(scrolls) == tags.count("table") + tags.count("img")
+    assert all(part["tabindex"] == "0" and part["aria-label"] for part in scrolls)
 
 
 def test_the_page_says_what_the_numbers_say(pairs, tmp_path):
@@ -324,23 +355,36 @@ def test_the_page_says_what_the_numbers_say(pairs, tmp_path):
     assert "before training the policy is the reference" in text
 
 
-def seen_in_a_browser(page: Path) -> dict:
-    """What Chromium makes of a page: title, widths of images, texts, whether it is wider than the window."""
+def seen_in_a_browser(page: Path, width: int = 1150, *flags: str) -> dict:
+    """What Chromium makes of a page: title, widths of images, texts, whether it is wider than the window.
+
+    In a frame, as its windows have a least width.
+    """
     question = (
-        "<script>addEventListener('load', () => { document.documentElement.dataset.seen = JSON.stringify("
+        "<script>addEventListener('load', () => { parent.postMessage("
         "{title: document.title, images: [...document.images].map(i => i.naturalWidth), "
-        "wide: document.documentElement.scrollWidth > innerWidth, "
-        "cells: [...document.querySelectorAll('pre')].map(e => e.textContent)}) })</script>"
+        "width: innerWidth, wide: document.documentElement.scrollWidth > innerWidth, "
+        "background: getComputedStyle(document.body).backgroundColor, "
+        "cells: [...document.querySelectorAll('pre')].map(e => e.textContent)}, '*') })</script>"
     )
     asked = page.with_name("asked.html")
     asked.write_text(page.read_text("utf-8") + question, "utf-8")
+    frame = page.with_name("frame.html")
+    frame.write_text(
+        "<!doctype html><meta name='color-scheme' content='light dark'><script>addEventListener('message', "
+        "event => { document.documentElement.dataset.seen = JSON.stringify(event.data) })</script>"
+        f"<iframe src='{asked.name}' style='width: {width}px; height: 800px; border: 0'></iframe>",
+        "utf-8",
+    )
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command += [
         f"--user-data-dir={page.parent / 'profile'}",
-        "--window-size=1150,900",
+        "--window-size=1500,900",
+        "--virtual-time-budget=10000",  # until the frame has answered
+        *flags,
         "--dump-dom",
-        asked.as_uri(),
+        frame.as_uri(),
     ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     (root,) = [attributes for tag, attributes in Page(dom).tags if tag == "html"]
@@ -348,8 +392,91 @@ def seen_in_a_browser(page: Path) -> dict:
 
 
 @needs_chromium
-def test_a_browser_shows_the_page_without_a_network(tmp_path):
-    seen = seen_in_a_browser(write_report(tmp_path / "report", evil_report()))
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_browser_shows_the_page_without_a_network(width, tmp_path):
+    seen = seen_in_a_browser(write_report(tmp_path / "report", evil_report()), width)
     assert seen["title"] == f"Dominance report: {EVIL}"
-    assert [width > 1000 for width in seen["images"]] == [True] * 3
-    assert not seen["wide"]
+    assert [pixels > 1000 for pixels in seen["images"]] == [True] * 3
+    assert seen["width"] == width and not seen["wide"]
+
+
+@needs_chromium
+@pytest.mark.parametrize("numbers", [make_report(("aot", "dpo", "kto")), make_report(paired=False)])
+def test_comparisons_and_unpaired_answers_fit_a_narrow_window(numbers, tmp_path):
+    assert not seen_in_a_browser(write_report(tmp_path / "report", numbers), 400)["wide"]
+
+
+# --- Colours ------------------------------------------------------------------------------------
+
+
+DARK = "@media screen and (prefers-color-scheme: dark)"
+
+
+def colours(html: str, scheme: str) -> dict[str, str]:
+    """The page's CSS variables that are colours: of the light scheme, or with the dark one's over them."""
+    light, dark = html.split(DARK)
+    found = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", light))
+    return found | (dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6});", dark)) if scheme == "dark" else {})
+
+
+def contrast(one: tuple[float, ...] | str, other: tuple[float, ...] | str) -> float:
+    """Of two sRGB colours, from 1 to 21, as WCAG 2.2 defines it."""
+
+    def luminance(colour) -> float:
+        parts = np.array(matplotlib.colors.to_rgb(colour))
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_is_what_wcag_says():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)  # the well-known near miss
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_schemes(scheme, pairs, tmp_path):
+    found = colours(write_report(tmp_path, pairs).read_text(), scheme)
+    for text in ("text", "quiet"):
+        for ground in ("background", "panel"):
+            assert contrast(found[text], found[ground]) >= 4.5, (text, ground)
+    for mark in ("holds", "fails"):  # WCAG asks less of what is no text
+        assert contrast(found[mark], found["background"]) >= 3, mark
+
+
+def test_every_colour_of_the_page_is_a_variable(pairs, tmp_path):
+    html = write_report(tmp_path, pairs).read_text()
+    style = html[html.index("<style>") : html.index("</style>")]
+    named = re.findall(r"var\(--([a-z-]+)\)", style)
+    assert set(named) - {"width"} == set(colours(html, "light")) == set(colours(html, "dark"))
+    assert len(re.findall("#[0-9a-f]{3,6}", style)) == 2 * len(colours(html, "light"))
+
+
+def shown_dark(colour: str) -> tuple[float, ...]:
+    """A plot's colour behind the dark page's filter, by the matrices of the CSS Filter Effects Module."""
+    inverted = 0.93 - 0.86 * np.array(matplotlib.colors.to_rgb(colour))
+    weights = np.array([0.213, 0.715, 0.072])  # of luminance; half a turn keeps it
+    return tuple(np.clip(2 * weights @ inverted - inverted, 0, 1))
+
+
+def test_plots_on_the_dark_page(pairs, tmp_path):
+    html = write_report(tmp_path, pairs).read_text()
+    assert "img { filter: invert(0.93) hue-rotate(180deg); }" in html
+    ground = colours(html, "dark")["background"]
+    assert np.allclose(shown_dark("#ffffff"), matplotlib.colors.to_rgb(ground), atol=1 / 255)
+    for colour in (*COLOURS.values(), *(colour for colour, _ in RUNS)):
+        assert contrast(shown_dark(colour), ground) >= 3, colour
+
+
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "setting"), [("dark", 0), ("light", 1)])
+def test_the_page_follows_the_readers_scheme(scheme, setting, pairs, tmp_path):
+    page = write_report(tmp_path / "report", pairs)
+    seen = seen_in_a_browser(page, 1150, f"--blink-settings=preferredColorScheme={setting}")
+    red, green, blue = (
+        round(255 * part)
+        for part in matplotlib.colors.to_rgb(colours(page.read_text(), scheme)["background"])
+    )
+    assert seen["background"] == f"rgb({red}, {green}, {blue})"

@@ -67,9 +67,7 @@ def make_report(
     scoring = scoring_config(raw, data)
     name = raw["rl"]
     out = out or output_dir(raw) / FOLDER
-    cfg = load_without_training(
-        scoring, out
-    )  # first: what is wrong with the YAML comes before what it has trained
+    cfg = load_without_training(scoring, out)  # what is wrong with the YAML comes before what it has trained
     own = adapter or trained_by(raw)
     models = trained_models(name, own, others or {}, named=adapter is not None)
     model, tokenizer, *_ = setup_model_and_tokenizer(cfg)

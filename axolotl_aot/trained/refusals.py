@@ -14,9 +14,8 @@ from pydantic.fields import FieldInfo
 from axolotl_aot.errors import AOTConfigError, AOTDataError
 
 SHOWN = 80  # characters of a value
-OPEN = {
-    "adapter": ("lora", "qlora")
-}  # values of keys whose schema takes any text, and whose errors name none
+# Values of keys whose schema takes any text, and whose errors name none.
+OPEN = {"adapter": ("lora", "qlora")}
 FIELDS: dict[str, FieldInfo] = AxolotlInputConfig.model_fields
 
 

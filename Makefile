@@ -1,4 +1,4 @@
-# Needs Python 3.10 to 3.13, make and a package index; everything else is set up here.
+# Needs Python 3.10 to 3.12, make and a package index; everything else is set up here.
 PYTHON ?= python3
 VENV ?= .venv
 DIR ?= quickstart

@@ -1,9 +1,11 @@
-"""Which cases of a table belong to `make test`; the others have the mark `slow`."""
+"""Which cases of a table belong to `make test`, the others being marked slow; which need a newer package."""
 
 import itertools
 from collections.abc import Iterable
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 
 
 def slow_except(quick: Iterable, cases: Iterable) -> list:
@@ -23,3 +25,9 @@ def half_slow(*factors: Iterable) -> list:
         marks = [pytest.mark.slow] if sum(place for place, _ in places) % 2 else []
         cases.append(pytest.param(*(value for _, value in places), marks=marks))
     return cases
+
+
+def needs(package: str, release: str, why: str) -> pytest.MarkDecorator:
+    """For what does not work with a package that the oldest supported axolotl pins."""
+    missing = Version(version(package)) < Version(release)
+    return pytest.mark.skipif(missing, reason=f"{package} {release}: {why}")

@@ -304,6 +304,8 @@ def test_what_is_used_or_harmless_passes(key):
 
 @pytest.mark.parametrize("key", NEEDED)
 def test_what_another_key_must_switch_on(load, paired_config, key):
+    if key not in FIELDS:
+        pytest.skip("not a key of the installed axolotl")
     *_, other = NEEDED[key]
     off = {"optimizer": "sgd"} if other == "optimizer" else {}
     off |= {"lr_scheduler": "cosine"} if key.startswith("cosine") else {}

@@ -14,10 +14,10 @@ import copy
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import torch
+from axolotl.model_support import check_capability, get_model_support
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 from axolotl.utils.schemas.config import AxolotlConfigWCapabilities
@@ -168,13 +168,11 @@ class _Run:
     def obstacle(self) -> str | None:
         """What stands in the way of all kernels."""
         accelerator = self.trainer.accelerator
-        if find_spec("axolotl.model_support"):  # axolotl 0.18 has no such list
-            from axolotl.model_support import Unsupported, get_model_support, resolve_model_support
-
-            support = get_model_support(self.cfg.model_config_type)
-            declared = support and resolve_model_support(support).capabilities.get("lora_kernels")
-            if isinstance(declared, Unsupported):
-                return f"axolotl's LoRA kernels are wrong for {self.model} ({declared.reason})"
+        architecture = self.cfg.model_config_type
+        try:  # as axolotl's loader asks: 0.18 and 0.19 keep the answers in different forms
+            check_capability(get_model_support(architecture), "lora_kernels", architecture)
+        except ValueError as declared:
+            return f"axolotl's LoRA kernels are wrong for {self.model} ({declared})"
         if self.trainer.is_fsdp_enabled and not accelerator.is_fsdp2:
             return "axolotl's LoRA kernels do not run over FSDP1 (FSDP2: `fsdp_version: 2`)"
         if not self.layers:

@@ -10,6 +10,7 @@ import copy
 import functools
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,8 @@ def start_from(policy: PeftModel, folder: str, output_dir: str | None) -> StartA
     trained = policy.active_adapter
     set_peft_model_state_dict(policy, weights, trained)
     _add_reference(policy)
-    policy.save_pretrained = functools.partial(policy.save_pretrained, selected_adapters=[trained])
+    save = functools.partial(policy.save_pretrained, selected_adapters=[trained])
+    policy.save_pretrained = functools.partial(_save_without_reference, policy, save)
     return start
 
 
@@ -70,6 +72,23 @@ def _add_reference(policy: PeftModel) -> None:
             parameters[twin].data = parameter.detach().clone()
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(name in requires_grad)
+
+
+def _save_without_reference(
+    policy: PeftModel,
+    save: Callable[..., None],
+    *args: object,
+    state_dict: Mapping[str, Tensor] | None = None,
+    **more: object,
+) -> None:
+    """Save an adapter from weights without the reference's.
+
+    Where tokens were added, PEFT 0.19 (of axolotl 0.18) saves the embeddings of all adapters, whichever
+    are selected; a next round refuses a start with weights that are not its adapter's.
+    """
+    weights = policy.state_dict() if state_dict is None else state_dict
+    own = {name: tensor for name, tensor in weights.items() if REFERENCE_ADAPTER not in name.split(".")}
+    save(*args, state_dict=own, **more)
 
 
 def _digest(weights: dict[str, Tensor], settings: dict) -> str:

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from axolotl.kernels.lora import apply_lora_embedding, apply_lora_o, apply_lora_qkv, matmul_lora
+from axolotl.utils.dict import DictDefault
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from axolotl_aot.errors import AOTConfigError
-from axolotl_aot.training.lora_kernels import _by_default, _other_mlp, carry_keys
+from axolotl_aot.training.lora_kernels import _by_default, _other_mlp, _Run, carry_keys
 from tests import architectures
 from tests.adapters import LINEAR, make_adapter
 from tests.by_hand import logprob
@@ -31,7 +32,7 @@ from tests.helpers import (
     steps,
     unchanged,
 )
-from tests.marks import slow_except
+from tests.marks import needs, slow_except
 from tests.tiny import make_pairs, with_test_rows
 
 KERNELS = {"lora_qkv_kernel": True, "lora_o_kernel": True}
@@ -277,6 +278,17 @@ def test_what_cannot_be_served_is_refused_by_name(build, config, tiny_model, tmp
     assert message in str(error.value) and str(error.value).endswith("remove it, or set it to false")
 
 
+def test_an_architecture_that_axolotl_declares_wrong_has_none(build, config):
+    trainer = build({key: value for key, value in config.items() if key not in KEYS})
+    declared = {
+        kind: _Run(DictDefault(model_config_type=kind), trainer, trainer.model).obstacle
+        for kind in ("llama", "paddleocr_vl")
+    }
+    assert declared["llama"] is None
+    assert "does not match PaddleOCRAttention's forward" in declared["paddleocr_vl"]
+
+
+@needs("bitsandbytes", "0.50", "its optimizers run on a GPU only, before")
 def test_optimizers_of_bitsandbytes_do_not_tell_torch_what_they_change():
     """Why DoRA is refused: axolotl's kernels look at the version of LoRA's weights."""
     from bitsandbytes.optim import AdamW8bit
@@ -328,7 +340,12 @@ MLPS = {
 }
 
 
-@pytest.mark.parametrize("name", MLPS)
+NO_MAMBA = needs("transformers", "5.16", "a model with Mamba's layers asks a hub for kernels, before")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=NO_MAMBA) if name == "falcon_h1" else name for name in MLPS]
+)
 def test_other_mlps_are_told_from_numbers(name):
     more, message = MLPS[name]
     model = architectures.make(name, **more)

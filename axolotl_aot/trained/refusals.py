@@ -78,12 +78,8 @@ def _place(cfg: Mapping[str, Any], error: Any) -> tuple[str, ...]:
     """The keys that lead to the value; without the names of types that pydantic puts in for a union."""
     place, value = [], cfg
     for part in error["loc"]:
-        inside = (
-            part in value
-            if isinstance(value, Mapping)
-            else isinstance(value, list) and part in range(len(value))
-        )
-        if not inside:
+        inside = value if isinstance(value, Mapping) else range(len(value) if isinstance(value, list) else 0)
+        if part not in inside:
             break
         place.append(part)
         value = value[part]
@@ -128,7 +124,7 @@ def _description(key: str) -> str:
     """The first line of what axolotl's schema says of a key, in brackets; empty where it says nothing."""
     extra = FIELDS[key].json_schema_extra if key in FIELDS else None
     found = extra.get("description") if isinstance(extra, dict) else None
-    return f" ({found.splitlines()[0].rstrip('.')})" if found else ""
+    return f" ({str(found).splitlines()[0].rstrip('.')})" if found else ""
 
 
 def _short(value: Any) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 from torch import nn
 
 from tests.helpers import unchanged
@@ -709,6 +710,8 @@ def test_attention_over_lengths_of_torch():
     names = list(inspect.signature(varlen_attn).parameters)
     assert names[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
     assert {"scale", "window_size"} <= set(names)
+    if Version(torch.__version__) >= Version("2.13"):
+        assert "enable_gqa" in names
 
 
 @guards(

@@ -83,6 +83,7 @@ def test_a_round_trains_on_what_its_policy_said_with_that_policy_as_reference(be
     assert all(not b.any() for _, b in reference.values()) and any(b.any() for _, b in seen[1][2].values())
 
 
+@pytest.mark.slow
 def test_a_course_does_not_depend_on_those_beside_it(bench):
     # their numbers of pairs, and so of steps, differ
     courses = [SMALL, replace(SMALL, kind=KTO, seed=6), replace(SMALL, seed=7, learning_rate=3e-3)]

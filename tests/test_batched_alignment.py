@@ -64,6 +64,7 @@ def test_every_adapter_has_the_log_probabilities_that_peft_gives(folder):
     assert not torch.allclose(found[0], token_logprobs(base, None, ids, 8)[0], atol=0.1)
 
 
+@pytest.mark.slow
 def test_answers_are_drawn_from_the_adapters_distribution(folder):
     base = load_base(folder, "cpu")
     adapter = _random(new_adapter(base, [1]))
@@ -247,6 +248,7 @@ def test_steps_are_those_of_adamw_and_of_the_schedule():
         torch.testing.assert_close(ours[run].detach(), theirs.detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_depend_on_those_beside_it(folder):
     bench = training.Bench(training.TASKS["covering"], folder, "cpu")
     data = Data(2 * training.SIZE, task="covering")

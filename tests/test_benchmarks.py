@@ -17,6 +17,7 @@ def test_the_sort_is_no_part_of_a_step(objective_class):
     assert cost < 0.01 * scale.step_seconds(objective)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", preparation.RUNS)
 def test_the_runs_that_are_compared_prepare_data(tmp_path, name):
     preparation.write_rows(tmp_path / "rows.jsonl", 2_000)

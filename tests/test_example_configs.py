@@ -259,6 +259,7 @@ def test_the_sweep():
     assert sorted(betas) == [0.01, 0.05, 0.1, 0.5]
 
 
+@pytest.mark.slow
 def test_the_benchmarks_are_known_to_the_harness():
     from axolotl.integrations.lm_eval.cli import build_lm_eval_command
 

@@ -60,10 +60,10 @@ def check_python(words: list[str]) -> None:
         read_options(arguments, make_parser("it ends the process where it refuses something"))
     elif module in CLICK_MODULES:
         read(importlib.import_module(f"{module}.command").main, arguments)
-    elif arguments:
+    elif options := [word for word in arguments if word.startswith("--")]:
         show = [sys.executable, "-m", module, "--help"]
         text = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert all(word in text for word in arguments if word.startswith("--"))
+        assert all(option in text for option in options)
 
 
 def check_make(words: list[str]) -> None:

@@ -68,6 +68,7 @@ def test_two_processes_repeat_to_the_last_digit_with_or_without_evaluations(
     assert runs[0].steps == runs[1].steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", KINDS[1:2], indirect=True, ids="-".join)
 def test_engines_that_cannot_evaluate_say_so(processes, with_test_set, tmp_path):
     processes.train({**with_test_set, "max_steps": 1, "eval_strategy": "no"}, tmp_path / "run")

@@ -57,6 +57,7 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(processes, config, expected,
         assert_same(run, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", slow_except([PAIRED_LORA], BOTH), indirect=True, ids="-".join)
 def test_processes_that_have_room_for_different_numbers_of_graphs(processes, config, expected, tmp_path):
     for plugin, keys in (
@@ -193,6 +194,7 @@ def test_sharded_and_replicated_at_once(processes, config, expected, tmp_path):
     assert_same(run, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", slow_except([PAIRED_LORA], KINDS[:2]), indirect=True, ids="-".join)
 def test_micro_batch_scope_is_trls_aot_on_two_processes(processes, config, tmp_path):
     ours = train(processes, config, tmp_path / "ours", (2, 4, 2), aot_scope="micro_batch")

@@ -167,6 +167,7 @@ def assert_answers_of(numbers: dict, adapters: dict[str, Path], tiny_model: Path
             assert sample["after"] == tokenizer.decode(greedy(model, prompt, most, end)), name
 
 
+@pytest.mark.slow
 def test_without_options_it_is_of_what_the_yaml_trained(call, run, paired, lora):
     """And the log of the training, which axolotl's loading of a YAML would empty, stays."""
     config = {**paired, **lora, "eval_steps": 4, "learning_rate": 5e-3, "aot_report": True}
@@ -202,6 +203,7 @@ def test_another_data_set(call, paired, adapters, tiny_model, tmp_path):
     assert change == pytest.approx(logprobs(base, tokenizer, others, "chosen").mean(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_models_that_cannot_answer_are_scored_all_the_same(call, paired, adapters, caplog, monkeypatch):
     def fail(*_):
         raise MemoryError("no room for keys and values")
@@ -251,6 +253,7 @@ def test_a_model_that_has_diverged_is_left_out(call, paired, adapters, caplog):
     assert result.exit_code == 1 and "no model has finite log-probabilities" in result.output
 
 
+@pytest.mark.slow
 def test_rows_that_may_have_been_trained_on_are_told(call, paired_config, adapters, caplog):
     """axolotl's own types split off an evaluation set by rules of their own."""
     for rl, told in (("aot", False), ("dpo", True)):

@@ -232,6 +232,7 @@ def test_aot_report_false(run, small):
     assert not (Path(config["output_dir"]) / "dominance").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_moves_away_from_chosen_answers_is_told(run, paired_config, lora, tmp_path, caplog):
     """The last lines of the log are what a user reads; the report says the same, and what its course was."""
     rows = make_pairs(12)

@@ -93,7 +93,7 @@ def torch_varlen(
     """One call for all segments."""
     from torch.nn.attention.varlen import varlen_attn  # not in every torch that axolotl 0.18 runs with
 
-    # fewer heads of keys and values than of queries: torch 2.11 takes them as they are, 2.13 wants to be told
+    # fewer heads of keys and values than of queries: torch 2.11 takes them as they are, 2.12 wants to be told
     grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     result = varlen_attn(
         *(one.squeeze(0).transpose(0, 1) for one in (query, key, value)),

@@ -27,7 +27,7 @@ quickstart: install
 	$(BIN)/axolotl train $(DIR)/aot_unpaired.yml --launcher python
 	$(BIN)/axolotl aot-quickstart $(DIR) --rates
 
-# what a contributor runs at every change: at most 10 minutes on two cores
+# what a contributor runs at every change: about 10 minutes on two cores
 PYTEST := $(BIN)/python -m pytest -q
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 

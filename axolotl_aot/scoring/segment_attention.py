@@ -7,6 +7,7 @@ to the attention function; that of `install_gathering` reads it.
 """
 
 from collections.abc import Callable
+from functools import cache
 from inspect import signature
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -93,8 +94,6 @@ def torch_varlen(
     """One call for all segments."""
     from torch.nn.attention.varlen import varlen_attn  # not in every torch that axolotl 0.18 runs with
 
-    # fewer heads of keys and values than of queries: torch 2.11 takes them as they are, 2.12 wants to be told
-    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     result = varlen_attn(
         *(one.squeeze(0).transpose(0, 1) for one in (query, key, value)),
         segments.query_ends,
@@ -103,9 +102,15 @@ def torch_varlen(
         max(segments.seen),
         scale=scaling,
         window_size=(-1, 0),  # causal, aligned at the end
-        **grouped,
+        **_grouped(varlen_attn),
     )
     return result[None]
+
+
+@cache
+def _grouped(varlen_attn: Callable) -> dict[str, bool]:
+    """Fewer heads of keys than of queries: torch 2.11 takes them as they are, 2.12 wants to be told."""
+    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 def by_segment(

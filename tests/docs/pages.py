@@ -29,6 +29,10 @@ def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+
+
 class Block(NamedTuple):
     """A fenced block. name: of its page, and the number of the line it begins at."""
 

@@ -1,13 +1,13 @@
 """CONTRIBUTING.md and docs/design.md: complete, and of files and targets that are there."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.docs.pages import CONTRIBUTING, ROOT, make_targets
+
 PACKAGE = ROOT / "axolotl_aot"
-CONTRIBUTING, DESIGN = ROOT / "CONTRIBUTING.md", ROOT / "docs/design.md"
+DESIGN = ROOT / "docs/design.md"
 TOPS = ("axolotl_aot", "benchmarks", "tests")  # files are named by the end of their path
 
 
@@ -42,6 +42,5 @@ def test_files_that_are_named_are_there(page):
 
 
 def test_targets_that_are_named_are_there():
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make ([\w-]+)`", CONTRIBUTING.read_text()))
-    assert named == targets
+    assert named == make_targets()

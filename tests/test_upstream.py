@@ -703,6 +703,27 @@ def test_what_reaches_an_attention_function(tiny_model):
     assert lengths <= set(inspect.signature(_flash_attention_forward).parameters)
 
 
+@guards(
+    "transformers",
+    "a flash attention of whatever name",
+    "with flash attention sequences are padded, and prompts are not shared",
+)
+def test_how_flash_attention_is_registered():
+    from transformers.integrations import hub_kernels
+    from transformers.integrations.flash_attention import flash_attention_forward
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    names = {name for name in ALL_ATTENTION_FUNCTIONS if name.startswith("flash_attention_")}
+    assert names >= {"flash_attention_2", "flash_attention_3", "flash_attention_4"}
+    for name in names:
+        assert ALL_ATTENTION_FUNCTIONS[name] is flash_attention_forward
+        assert ALL_MASK_ATTENTION_FUNCTIONS[name] is flash_attention_mask
+    source = inspect.getsource(hub_kernels.load_and_register_attn_kernel)  # it needs a network to be run
+    assert "attention_wrapper = flash_attention_forward" in source
+    assert 'mask_implementation = "flash_attention_2"' in source
+
+
 @guards("torch", "`varlen_attn`", "SDPA on a GPU cannot gather a shared prompt's keys and values")
 def test_attention_over_lengths_of_torch():
     from torch.nn.attention.varlen import varlen_attn

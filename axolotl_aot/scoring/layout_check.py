@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from axolotl_aot.errors import AOTConfigError
+from axolotl_aot.scoring.attention_kinds import BY_POSITIONS, FLASH, attention_kind
 from axolotl_aot.scoring.batches import Batch, select
 from axolotl_aot.scoring.forward import CompletionScores
 from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
@@ -23,6 +24,7 @@ from axolotl_aot.scoring.layouts import (
     binned_tokens,
     packed,
     packed_tokens,
+    packed_with_lengths,
     padded,
     padded_tokens,
 )
@@ -53,16 +55,16 @@ class ScoringStrategy(NamedTuple):
 
 PADDED = ScoringStrategy(padded, padded_tokens)
 ONE_ROW = ScoringStrategy(packed, packed_tokens)
-# Attention that can keep the sequences of a row apart, by transformers' names, and the layout that suits it:
-# the cost of a row is linear in its length or, with SDPA's mask over all pairs of tokens, quadratic.
+LENGTHS_GIVEN = ScoringStrategy(packed_with_lengths, packed_tokens)
+# Attention that can keep the sequences of a row apart, by kind, and the layouts that suit it, the fastest
+# first: the cost of a row is linear in its length or, with SDPA's mask over all pairs of tokens, quadratic.
 PADDING_FREE = {
-    "flash_attention_2": ONE_ROW,
-    "flash_attention_3": ONE_ROW,
-    "kernels-community/flash-attn2": ONE_ROW,
-    "kernels-community/flash-attn3": ONE_ROW,
-    "flex_attention": ONE_ROW,
-    "sdpa": ScoringStrategy(binned, binned_tokens),
+    FLASH: (LENGTHS_GIVEN, ONE_ROW),
+    BY_POSITIONS: (ONE_ROW,),
+    "flex_attention": (ONE_ROW,),
+    "sdpa": (ScoringStrategy(binned, binned_tokens),),
 }
+ONLY_ONE_ROW = {**PADDING_FREE, "sdpa": (ONE_ROW,)}
 
 
 def masked(sharing: Sharing, attention: str, apart: ScoringStrategy) -> ScoringStrategy:
@@ -76,13 +78,12 @@ def gathered(sharing: Sharing, attention: str, apart: ScoringStrategy) -> Scorin
     return apart._replace(layout=layout, tokens=layout.tokens)
 
 
-# How completions can share their prompts, by attention and device, the fastest way first: functions of what
-# the model allows, its attention, and the strategy that shares none.
+# How completions can share their prompts, by attention's kind and device, the fastest way first: functions of
+# what the model allows, the attention's name, and the strategy that shares none.
 SHARED_PROMPTS = {
     ("sdpa", "cpu"): (gathered, masked),
     ("sdpa", "cuda"): (gathered, masked),
-    ("flash_attention_2", "cuda"): (gathered,),
-    ("flash_attention_3", "cuda"): (gathered,),
+    (FLASH, "cuda"): (gathered,),
 }
 
 Score = Callable[[Batch, ScoringStrategy], CompletionScores]
@@ -117,33 +118,36 @@ def select_strategy(
     Raises:
         AOTConfigError: `padding_free` is True, and the attention or the model does not allow it.
     """
-    kind = attention.split("@")[0].split(":")[0]  # a kernel's name may carry its version
-    fast = PADDING_FREE.get(kind)
-    if padding_free and fast is None:
+    kind = attention_kind(attention)
+    candidates = (ONLY_ONE_ROW if needs_one_row else PADDING_FREE).get(kind, ())
+    if padding_free and not candidates:
         raise AOTConfigError(
             f"`{PADDING_FREE_KEY}: true` with `attn_implementation: {attention}`: it cannot keep the "
-            f"sequences of one row apart; use one of {', '.join(PADDING_FREE)}, or remove {PADDING_FREE_KEY}"
+            "sequences of one row apart; use flash_attention_2 (or another flash attention), flex_attention "
+            f"or sdpa, or remove {PADDING_FREE_KEY}"
         )
     fault_of = _fault_finder(score, probe, epsilon)
     full_logits = _needs_full_logits(fault_of, model)
-    if padding_free is False or fast is None:
-        return PADDED._replace(full_logits=full_logits)
-    if needs_one_row:
-        fast = ONE_ROW
-        sharing = None
-    fast = fast._replace(full_logits=full_logits)
-    fault = fault_of(fast)
-    if fault is not None:
+    slow = PADDED._replace(full_logits=full_logits)
+    if padding_free is False or not candidates:
+        return slow
+    fast, why_not = _first_right([one._replace(full_logits=full_logits) for one in candidates], fault_of)
+    if fast is None:
         if padding_free:
             raise AOTConfigError(
-                f"`{PADDING_FREE_KEY}: true` does not fit {model} ({fault}); remove {PADDING_FREE_KEY}"
+                f"`{PADDING_FREE_KEY}: true` does not fit {model} ({why_not}); remove {PADDING_FREE_KEY}"
             )
-        LOG.warning("%s is scored with padding, because without it is wrong here (%s)", model, fault)
-        return PADDED._replace(full_logits=full_logits)
+        LOG.warning("%s is scored with padding, because without it is wrong here (%s)", model, why_not)
+        return slow
     ways = SHARED_PROMPTS.get((kind, probe["input_ids"].device.type), ())
-    if sharing is None or not ways:
+    if sharing is None or needs_one_row or not ways:
         return fast
-    return _sharing_prompts([way(sharing, kind, fast) for way in ways], fault_of, model) or fast
+    shared, why_not = _first_right([way(sharing, attention, fast) for way in ways], fault_of)
+    if shared is None:
+        LOG.warning(
+            "%s: completions do not share their prompt's tokens; that is wrong here (%s)", model, why_not
+        )
+    return shared or fast
 
 
 def _needs_full_logits(fault_of: FaultOf, model: str) -> bool:
@@ -159,22 +163,16 @@ def _needs_full_logits(fault_of: FaultOf, model: str) -> bool:
     return fault is not None
 
 
-def _sharing_prompts(
-    strategies: list[ScoringStrategy], fault_of: FaultOf, model: str
-) -> ScoringStrategy | None:
-    """The first of the strategies that is right; None and a warning where none is."""
-    faults = []
+def _first_right(strategies: list[ScoringStrategy], fault_of: FaultOf) -> tuple[ScoringStrategy | None, str]:
+    """The first strategy that is right, or None; and what is wrong with those before it."""
+    faults: list[str] = []
     for strategy in strategies:
         fault = fault_of(strategy)
         if fault is None:
-            return strategy
-        faults.append(fault)
-    LOG.warning(
-        "%s: completions do not share their prompt's tokens; that is wrong here (%s)",
-        model,
-        "; ".join(faults),
-    )
-    return None
+            return strategy, "; ".join(faults)
+        if fault not in faults:  # once is enough
+            faults.append(fault)
+    return None, "; ".join(faults)
 
 
 def _fault_finder(score: Score, probe: Batch, epsilon: float) -> FaultOf:

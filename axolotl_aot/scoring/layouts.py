@@ -1,6 +1,7 @@
 """Layouts: how a batch's sequences lie in the rows that the model gets, and how many tokens that takes."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,24 @@ def padded(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -
 def packed(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Layout:
     """All sequences in one row without padding, told apart by positions that begin again at 0."""
     return _rows(input_ids, attention_mask, completion_mask, width=int(attention_mask.sum()))
+
+
+def packed_with_lengths(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Layout:
+    """The same, and flash attention is given the sequences' lengths, under transformers' names.
+
+    Otherwise each layer would find them in the positions again, and flash attention 4 would not take what it
+    finds: the longest length as a tensor.
+    """
+    layout = packed(input_ids, attention_mask, completion_mask)
+    lengths = sorted(attention_mask.sum(dim=1).tolist(), reverse=True)  # as they lie in the row
+    ends = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32, device=input_ids.device)
+    given = {
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": lengths[0],
+        "max_length_k": lengths[0],
+    }
+    return layout._replace(inputs={**layout.inputs, **given})
 
 
 def binned(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Layout:

@@ -7,7 +7,7 @@ to the attention function; that of `install_gathering` reads it.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from inspect import signature
 from typing import Any, NamedTuple
 from weakref import WeakSet
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from axolotl_aot.scoring.attention_kinds import FLASH, attention_kind
 
 ARGUMENT = "aot_segments"  # of the model's forward pass
 
@@ -142,8 +144,7 @@ def by_segment(
 
 KERNELS: dict[str, Callable[[Callable], Kernel]] = {
     "sdpa": in_place_of_sdpa,
-    "flash_attention_2": transformers_varlen,
-    "flash_attention_3": transformers_varlen,
+    FLASH: transformers_varlen,
 }
 
 
@@ -155,12 +156,14 @@ def install_gathering(attention: str) -> None:
     original = ALL_ATTENTION_FUNCTIONS[attention]
     if original in _GATHERING:
         return
-    ALL_ATTENTION_FUNCTIONS.register(attention, gathering(original, KERNELS[attention](original)))
+    kernel = KERNELS[attention_kind(attention)](original)
+    ALL_ATTENTION_FUNCTIONS.register(attention, gathering(original, kernel))
 
 
 def gathering(original: Callable, kernel: Kernel) -> Callable:
     """An attention function of transformers that calls `kernel` where there are segments."""
 
+    @wraps(original)  # by which it is still known as what it was
     def forward(
         module: nn.Module,
         query: Tensor,

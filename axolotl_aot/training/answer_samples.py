@@ -69,6 +69,10 @@ def _answers(trainer: Trainer, count: int) -> dict[str, Any]:
     tokenizer = trainer.processing_class
     columns = trainer.objective.samples.columns
     asked = evaluation_prompts(trainer.eval_dataset, columns, count, policy, tokenizer)
+    LOG.info(
+        f"{len(asked.prompts)} evaluation prompts are answered, before and after training, in up to "
+        f"{asked.max_new_tokens} tokens each (aot_report_samples)"
+    )
     with trainer.compute_loss_context_manager():  # the precision of training
         after = greedy_answers(policy, asked)
         before = _reference_answers(trainer, policy, asked)

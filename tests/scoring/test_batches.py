@@ -22,6 +22,7 @@ from axolotl_aot.scoring.layouts import (
     first_fit,
     packed,
     packed_tokens,
+    packed_with_lengths,
     padded,
     padded_tokens,
 )
@@ -35,11 +36,12 @@ GATHERED = GatheredPrompts(SHARING, binned, binned_tokens)
 LAYOUTS = {
     padded: padded_tokens,
     packed: packed_tokens,
+    packed_with_lengths: packed_tokens,
     binned: binned_tokens,
     MASKED: MASKED.tokens,
     GATHERED: GATHERED.tokens,
 }
-NAMES = ["padded", "packed", "binned", "masked", "gathered"]
+NAMES = ["padded", "packed", "packed with lengths", "binned", "masked", "gathered"]
 
 
 def make_rows(count: int, seed: int, paired: bool) -> list[dict]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from axolotl_aot.scoring import head
 from axolotl_aot.scoring.forward import attach, completion_logprobs
-from axolotl_aot.scoring.layouts import binned, packed, padded
+from axolotl_aot.scoring.layouts import binned, packed, packed_with_lengths, padded
 from axolotl_aot.scoring.masked_prompts import MaskedPrompts
 from axolotl_aot.scoring.shared_prompts import sharing_under
 from tests.architectures import ARCHITECTURES, COMMON, make
@@ -81,6 +81,7 @@ def chunk(request, monkeypatch):
 LAYOUTS = {
     "padded": lambda model: padded,
     "packed": lambda model: packed,
+    "packed with lengths": lambda model: packed_with_lengths,
     "binned": lambda model: binned,
     "shared": lambda model: MaskedPrompts(sharing_under(model.config)),
 }

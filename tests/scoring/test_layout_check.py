@@ -9,6 +9,7 @@ from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.forward import attach, completion_logprobs
 from axolotl_aot.scoring.gathered_prompts import GatheredPrompts
 from axolotl_aot.scoring.layout_check import (
+    LENGTHS_GIVEN,
     ONE_ROW,
     PADDED,
     PADDING_FREE,
@@ -22,7 +23,7 @@ from axolotl_aot.scoring.shared_prompts import sharing_under
 from tests.architectures import make
 from tests.scoring.test_forward import batch
 
-BINNED = PADDING_FREE["sdpa"]
+(BINNED,) = PADDING_FREE["sdpa"]
 LLAMA = sharing_under(make("llama").config)
 GATHERED = GatheredPrompts(LLAMA, binned, binned_tokens)
 SHARED = ScoringStrategy(GATHERED, GATHERED.tokens)
@@ -58,8 +59,9 @@ def strategy_of(model, **options):
         ({"padding_free": False}, PADDED),
         ({"attention": "eager"}, PADDED),
         ({"needs_one_row": True}, ONE_ROW),
-        ({"attention": "flash_attention_2"}, ONE_ROW),
-        ({"attention": "kernels-community/flash-attn2@v1:varlen"}, ONE_ROW),
+        ({"attention": "flex_attention"}, ONE_ROW),
+        ({"attention": "flash_attention_2"}, LENGTHS_GIVEN),
+        ({"attention": "flash_attention_4", "needs_one_row": True}, LENGTHS_GIVEN),
     ],
     # the others would be named by the addresses of functions, and every process names them anew
     ids=lambda value: str(value) if isinstance(value, dict) else None,
@@ -107,6 +109,23 @@ def require_linear_attention() -> None:
         return
     if not torch.cuda.is_available():
         pytest.skip("flash-linear-attention needs a GPU")
+
+
+def test_a_model_that_takes_no_lengths_gets_one_row_all_the_same(caplog):
+    model = make("llama")
+    original = model.forward
+    names = ("input_ids", "attention_mask", "position_ids", "use_cache")
+
+    def forward(**kwargs):  # as of older models, whose arguments are a closed list
+        if unknown := kwargs.keys() - set(names):
+            raise TypeError(f"unexpected {sorted(unknown)}")
+        return original(**kwargs)
+
+    model.forward = forward
+    with caplog.at_level(logging.WARNING):
+        found = strategy_of(model, attention="flash_attention_2")
+    assert found == ONE_ROW._replace(full_logits=found.full_logits)
+    assert "padding" not in caplog.text
 
 
 def test_attention_that_mixes_a_rows_sequences_is_not_used_so(caplog):

@@ -1,14 +1,14 @@
-"""Keys and values gathered for a GPU's own attention, in half precision against float32."""
+"""Sequences in one row for a GPU's own attention, with shared prompts and without, in half precision."""
 
 import pytest
 import torch
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import is_flash_attn_2_available
+from transformers.utils import is_flash_attn_2_available, is_flash_attn_4_available
 
 from axolotl_aot.scoring.forward import attach, completion_logprobs
 from axolotl_aot.scoring.gathered_prompts import GatheredPrompts, describe
-from axolotl_aot.scoring.layouts import binned, binned_tokens, padded
+from axolotl_aot.scoring.layouts import binned, binned_tokens, packed_with_lengths, padded
 from axolotl_aot.scoring.scorer import Scorer
 from axolotl_aot.scoring.segment_attention import Segments, in_place_of_sdpa, install_gathering
 from axolotl_aot.scoring.shared_prompts import arrange, sharing_under
@@ -19,11 +19,15 @@ from tests.scoring.test_shared_prompts import alone, collated, gradients, groups
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 SIZES = {"hidden_size": 64, "head_dim": 16}  # flash attention takes multiples of 8
+FLASH_PACKAGES = {
+    "flash_attention_2": is_flash_attn_2_available(),
+    "flash_attention_4": is_flash_attn_4_available(),
+}
 BACKENDS = [
     "sdpa",
-    pytest.param(
-        "flash_attention_2",
-        marks=pytest.mark.skipif(not is_flash_attn_2_available(), reason="needs flash-attn"),
+    *(
+        pytest.param(name, marks=pytest.mark.skipif(not there, reason=f"needs the package of {name}"))
+        for name, there in FLASH_PACKAGES.items()
     ),
 ]
 
@@ -31,7 +35,7 @@ BACKENDS = [
 @pytest.fixture(autouse=True)
 def attention_functions():
     """Those of transformers are put back in the end."""
-    before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ("sdpa", "flash_attention_2")}
+    before = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ("sdpa", *FLASH_PACKAGES)}
     yield
     for name, function in before.items():
         AttentionInterface.register(name, function)
@@ -98,14 +102,16 @@ def test_half_precision_is_as_close_to_float32_as_each_sequence_padded(attention
     batch = batch_of(sequences)
     assert layout(**batch).inputs["input_ids"].shape[0] == 1
     errors = {}
-    for name, one in (("padded", padded), ("gathered", layout)):
+    layouts = {"padded": padded, "packed": packed_with_lengths, "gathered": layout}
+    for name, one in layouts.items():
         with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
             found = completion_logprobs(model, **batch, layout=one).logprobs
         slopes = gradients(model, found)
         apart = sum((slopes[n].float() - wanted[n]).square().sum() for n in wanted).sqrt()
         errors[name] = (float((found - expected).norm()), float(apart))
-    for own, other in zip(errors["gathered"], errors["padded"], strict=True):
-        assert 0 < own <= 1.5 * other
+    for name in ("packed", "gathered"):
+        for own, other in zip(errors[name], errors["padded"], strict=True):
+            assert 0 < own <= 1.5 * other, name
 
 
 @pytest.mark.parametrize("attention", BACKENDS)

@@ -1037,11 +1037,15 @@ def test_a_second_adapter(lora, tmp_path):
 
 @guards("axolotl", "`apply_qkv` and `apply_o`", "fused LoRA kernels are not applied, or break other models")
 def test_how_fused_lora_kernels_come_into_a_model(model, tiny_model):
+    from axolotl.model_support import check_capability, get_model_support
     from axolotl.monkeypatch import lora_kernels as kernels
     from axolotl.utils.dict import DictDefault
     from axolotl.utils.schemas.config import AxolotlConfigWCapabilities
     from peft import LoraConfig, get_peft_model
 
+    check_capability(get_model_support("llama"), "lora_kernels", "llama")
+    with pytest.raises(ValueError, match="paddleocr_vl"):
+        check_capability(get_model_support("paddleocr_vl"), "lora_kernels", "paddleocr_vl")
     keys = {"lora_qkv_kernel", "lora_o_kernel", "lora_mlp_kernel", "lora_embedding_kernel"}
     chosen = AxolotlConfigWCapabilities.check_auto_enable_lora_kernels
     assert {key for key, value in chosen({"adapter": "lora"}).items() if value is True} == keys

@@ -4,12 +4,12 @@ It happens after the model is wrapped, so that it is right under every engine, a
 many forward passes as the others.
 """
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list, gather_object
+from axolotl.utils.logging import get_logger
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
@@ -24,7 +24,7 @@ from axolotl_aot.scoring.scorer import Scorer, collate, score_each
 from axolotl_aot.training.reference import Reference
 from axolotl_aot.training.score_checks import difference
 
-LOG = logging.getLogger(__name__)
+LOG = get_logger(__name__)
 
 SAVE_EVERY = 100  # batches of each process: what an interrupted run has to compute again, at most
 SPOT_CHECKS = 4  # completions that are scored again before a file is relied on

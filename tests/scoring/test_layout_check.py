@@ -101,40 +101,13 @@ def test_positions_that_do_not_reach_the_attention_are_noticed(caplog):
     assert "nats a token" in caplog.text
 
 
-def require_linear_attention() -> None:
-    """transformers takes flash-linear-attention wherever that can be imported, with a GPU or without."""
-    try:
-        import fla  # noqa: F401
-    except Exception:  # as transformers does: it ends in errors of many kinds beside other Tritons
-        return
-    if not torch.cuda.is_available():
-        pytest.skip("flash-linear-attention needs a GPU")
-
-
-def test_a_model_that_takes_no_lengths_gets_one_row_all_the_same(caplog):
-    model = make("llama")
-    original = model.forward
-    names = ("input_ids", "attention_mask", "position_ids", "use_cache")
-
-    def forward(**kwargs):  # as of older models, whose arguments are a closed list
-        if unknown := kwargs.keys() - set(names):
-            raise TypeError(f"unexpected {sorted(unknown)}")
-        return original(**kwargs)
-
-    model.forward = forward
-    with caplog.at_level(logging.WARNING):
-        found = strategy_of(model, attention="flash_attention_2")
-    assert found == ONE_ROW._replace(full_logits=found.full_logits)
-    assert "padding" not in caplog.text
-
-
 def test_attention_that_mixes_a_rows_sequences_is_not_used_so(caplog):
-    require_linear_attention()
-    model = make("qwen3_next")  # its linear attention carries a state over the whole row
+    model = make("recurrent_gemma")  # its convolutions run over the whole row
     with caplog.at_level(logging.WARNING):
         assert strategy_of(model) == PADDED
-    assert "Qwen3NextForCausalLM is scored with padding" in caplog.text and "nats a token" in caplog.text
-    with pytest.raises(AOTConfigError, match="`aot_padding_free: true` does not fit Qwen3NextForCausalLM"):
+    assert "RecurrentGemmaForCausalLM is scored with padding" in caplog.text and "nats a token" in caplog.text
+    message = "`aot_padding_free: true` does not fit RecurrentGemmaForCausalLM"
+    with pytest.raises(AOTConfigError, match=message):
         strategy_of(model, padding_free=True)
 
 

@@ -27,7 +27,7 @@ def files(tmp_path) -> list:
     return sorted((tmp_path / "prepared/aot_references").glob("*"))
 
 
-def test_gives_the_same_run_and_scores_the_reference_once(build, config, adapter, tmp_path):
+def test_gives_the_same_run_and_scores_the_reference_once(build, config, adapter, tmp_path, caplog):
     runs, passes = [], []
     for options in ({}, ON, ON):
         trainer = build({**config, **adapter, **options})
@@ -41,7 +41,8 @@ def test_gives_the_same_run_and_scores_the_reference_once(build, config, adapter
     )  # probes; the first step scores once and trains twice
     assert without == of_policy + 4 * 2
     assert first > again == of_policy + 1  # the spot check
-    assert len(files(tmp_path)) == 1
+    (path,) = files(tmp_path)
+    assert f"log-probabilities of the reference are known from {path}" in caplog.text
     for run in runs[1:]:
         for key in ("loss", "grad_norm", "rewards/chosen"):
             assert column(runs[0], key) == pytest.approx(column(run, key), rel=1e-5, abs=1e-6)

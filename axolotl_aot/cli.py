@@ -155,7 +155,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    help="Sequences to generate at once; by default CONFIG's eval_batch_size or micro_batch_size.",
+    help="Sequences to generate at once; by default CONFIG's eval_batch_size or micro_batch_size, and on a "
+    "GPU at least 64.",
 )
 @click.option(
     "--reward",

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from axolotl.train import setup_model_and_tokenizer
 from axolotl.utils.dict import DictDefault
 
+from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.generation.answers import Sampled
 from axolotl_aot.generation.decoding import end_tokens, generate
 from axolotl_aot.generation.job import Batch
@@ -13,6 +15,8 @@ from axolotl_aot.generation.vllm_engine import VLLMEngine
 from axolotl_aot.scoring.models import load_adapter, load_whole_model
 from axolotl_aot.scoring.scorer import matmul_precision
 from axolotl_aot.trained.weights import kind_of, matmul_dtype, warn_of_another_base
+
+ON_A_GPU = 64  # sequences at once, at least: a token of all of them takes hardly longer than one of a few
 
 
 class Engine(Protocol):
@@ -49,7 +53,8 @@ class TransformersEngine:
 
     @staticmethod
     def sequences_at_once(cfg: DictDefault) -> int:
-        return cfg.eval_batch_size or cfg.micro_batch_size
+        in_yaml = cfg.eval_batch_size or cfg.micro_batch_size
+        return max(in_yaml, ON_A_GPU) if torch.cuda.is_available() else in_yaml
 
     @staticmethod
     def require() -> None:
@@ -57,16 +62,29 @@ class TransformersEngine:
 
     def answers(self, batch: Batch) -> list[Sampled]:
         ends = self._ends | batch.ends
-        with matmul_precision(self._matmul_dtype, self._model.device):
-            found = generate(
-                self._model,
-                batch.prompts,
-                batch.decoding,
-                ends=ends,
-                pad=self._tokenizer.pad_token_id or 0,  # it is masked
-                seed=batch.seed,
-            )
+        try:
+            with matmul_precision(self._matmul_dtype, self._model.device):
+                found = generate(
+                    self._model,
+                    batch.prompts,
+                    batch.decoding,
+                    ends=ends,
+                    pad=self._tokenizer.pad_token_id or 0,  # it is masked
+                    seed=batch.seed,
+                )
+        except torch.OutOfMemoryError as error:
+            raise AOTConfigError(_too_many(len(batch.prompts), error)) from error
         return [Sampled(ids, ids[-1] in ends) for ids in found]
+
+
+def _too_many(sequences: int, error: torch.OutOfMemoryError) -> str:
+    why = str(error).split(". ")[0]
+    if sequences == 1:
+        return f"not even one sequence fits into memory ({why}): set a smaller --max-new-tokens"
+    return (
+        f"{sequences} sequences at once do not fit into memory ({why}): set --batch-size {sequences // 2} or "
+        "less, or a smaller --max-new-tokens"
+    )
 
 
 ENGINES: dict[str, type[Engine]] = {"transformers": TransformersEngine, "vllm": VLLMEngine}

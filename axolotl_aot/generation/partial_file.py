@@ -93,10 +93,13 @@ class PartialFile:
         whole = content.rfind(b"\n") + 1
         self._file.truncate(whole)
         lines = content[:whole].splitlines()
-        if not lines:
+        if lines:
+            begun = self._begun(lines[0])
+        if len(lines) < 2:  # any job may begin where nothing is kept
+            self._file.truncate(0)
             self._write({"aot-sample": FORMAT, "job": job})
             return
-        self._require_same(self._parsed(lines[0], 1), job)
+        self._require_same(begun, job)
         for number, line in enumerate(lines[1:], start=2):
             found = self._parsed(line, number)
             if "batch" in found:
@@ -110,10 +113,14 @@ class PartialFile:
         except ValueError as error:
             raise AOTDataError(f"{self.path}, line {number} is damaged ({error}); {AGAIN}") from None
 
-    def _require_same(self, header: dict[str, Any], job: dict[str, Any]) -> None:
+    def _begun(self, line: bytes) -> dict[str, Any]:
+        """The job that the file's first line tells of."""
+        header = self._parsed(line, 1)
         if not isinstance(header, dict) or header.get("aot-sample") != FORMAT:
             raise AOTConfigError(f"{self.path} is no unfinished file of this version's aot-sample; {AGAIN}")
-        begun = header["job"]
+        return header["job"]
+
+    def _require_same(self, begun: dict[str, Any], job: dict[str, Any]) -> None:
         differ = [
             f"{key} ({begun.get(key)} there, {job.get(key)} now)"
             for key in {**begun, **job}

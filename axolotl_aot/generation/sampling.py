@@ -166,11 +166,11 @@ class _Sampler:
                         self._score(i, places[i], kept)
                     advance(len(self._job.batches[number]))
         except BaseException:
-            done = sum(len(batch) for batch in kept.batches.values())
-            LOG.warning(
-                f"{done:,} of {len(self._job):,} answers are kept in {kept.path}; the same command, "
-                "run again, goes on there"
-            )
+            if done := sum(len(batch) for batch in kept.batches.values()):
+                LOG.warning(
+                    f"{done:,} of {len(self._job):,} answers are kept in {kept.path}; the same command, "
+                    "run again, goes on there"
+                )
             raise
         summary = Summary(self._settings.n)
         write_rows(out, self._rows(places, kept, summary))
@@ -230,7 +230,9 @@ class _Sampler:
         if self._settings.reward is not None:
             return FunctionReward(self._settings.reward)
         if self._settings.reward_model is not None:
-            return ModelReward(self._settings.reward_model, self._batch_size)
+            cfg = self._cfg
+            at_once = self._settings.batch_size or cfg.eval_batch_size or cfg.micro_batch_size
+            return ModelReward(self._settings.reward_model, at_once)
         return None
 
 

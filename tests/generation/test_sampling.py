@@ -19,6 +19,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from axolotl_aot.generation import engines
 from tests.generation.conftest import QUESTIONS
 from tests.marks import slow_except
 from tests.processes import AXOLOTL, ENVIRONMENT
@@ -320,6 +321,26 @@ def test_a_partial_file_of_another_command_is_named(call, chat, prompts, adapter
     result, _ = call(chat, prompts, "--overwrite")
     assert result.exit_code == 0, result.output
     assert out.exists() and not partial.exists()
+
+
+def test_any_command_may_begin_where_nothing_is_kept(call, chat, prompts, monkeypatch):
+    """A batch that does not fit into memory is the first one; the next command has another --batch-size."""
+    tried = []
+
+    def generate(model, sequences, *args, **kwargs):
+        tried.append(len(sequences))
+        if len(sequences) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+        return original(model, sequences, *args, **kwargs)
+
+    original = engines.generate
+    monkeypatch.setattr(engines, "generate", generate)
+    result, out = call(chat, prompts, "--batch-size", 7)
+    message = "7 sequences at once do not fit into memory (CUDA out of memory): set --batch-size 3 or less"
+    assert result.exit_code == 1 and message in lines_of(result.output), result.output
+    result, _ = call(chat, prompts, "--batch-size", 3)
+    assert result.exit_code == 0, result.output
+    assert out.exists() and tried[0] == 7 and set(tried[1:]) <= {1, 2, 3}
 
 
 # --- Rewards -------------------------------------------------------------------------------------

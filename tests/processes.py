@@ -104,7 +104,7 @@ class Processes:
     def train(self, config: dict, folder: Path, world: int = 1, **env: str) -> Run:
         """A run of `axolotl train` that is expected to succeed."""
         run = self.run("train", config, folder, world, **env)
-        assert set(run.codes) == {0}, run.output
+        assert set(run.codes) == {0}, f"exit codes {run.codes}\n{run.output}"
         return run
 
 

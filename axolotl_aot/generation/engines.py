@@ -16,7 +16,7 @@ from axolotl_aot.scoring.models import load_adapter, load_whole_model
 from axolotl_aot.scoring.scorer import matmul_precision
 from axolotl_aot.trained.weights import kind_of, matmul_dtype, warn_of_another_base
 
-ON_A_GPU = 64  # sequences at once, at least: a token of all of them takes hardly longer than one of a few
+ON_A_GPU = 64  # sequences at once, at least: a token of 128 took an H200 0.2 s, and one of 8 half of that
 
 
 class Engine(Protocol):

@@ -14,6 +14,7 @@ from axolotl_aot.generation.job import Batch
 from axolotl_aot.generation.vllm_engine import VLLMEngine
 from axolotl_aot.scoring.models import load_adapter, load_whole_model
 from axolotl_aot.scoring.scorer import matmul_precision
+from axolotl_aot.trained.run_config import sequences_at_once
 from axolotl_aot.trained.weights import kind_of, matmul_dtype, warn_of_another_base
 
 ON_A_GPU = 64  # sequences at once, at least: a token of 128 took an H200 0.2 s, and one of 8 half of that
@@ -53,7 +54,7 @@ class TransformersEngine:
 
     @staticmethod
     def sequences_at_once(cfg: DictDefault) -> int:
-        in_yaml = cfg.eval_batch_size or cfg.micro_batch_size
+        in_yaml = sequences_at_once(cfg)
         return max(in_yaml, ON_A_GPU) if torch.cuda.is_available() else in_yaml
 
     @staticmethod

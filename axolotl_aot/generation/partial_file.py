@@ -93,8 +93,7 @@ class PartialFile:
         whole = content.rfind(b"\n") + 1
         self._file.truncate(whole)
         lines = content[:whole].splitlines()
-        if lines:
-            begun = self._begun(lines[0])
+        begun = self._begun(lines[0]) if lines else job
         if len(lines) < 2:  # any job may begin where nothing is kept
             self._file.truncate(0)
             self._write({"aot-sample": FORMAT, "job": job})

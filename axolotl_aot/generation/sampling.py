@@ -29,6 +29,7 @@ from axolotl_aot.generation.settings import Settings, require_agreement
 from axolotl_aot.trained.run_config import (
     load_without_training,
     read_yaml,
+    sequences_at_once,
     trained_by,
     without_file,
     without_training,
@@ -230,8 +231,7 @@ class _Sampler:
         if self._settings.reward is not None:
             return FunctionReward(self._settings.reward)
         if self._settings.reward_model is not None:
-            cfg = self._cfg
-            at_once = self._settings.batch_size or cfg.eval_batch_size or cfg.micro_batch_size
+            at_once = self._settings.batch_size or sequences_at_once(self._cfg)
             return ModelReward(self._settings.reward_model, at_once)
         return None
 

@@ -13,6 +13,7 @@ from axolotl_aot.errors import AOTConfigError
 from axolotl_aot.scoring.models import load_adapter, load_whole_model
 from axolotl_aot.scoring.reference_cache import TokenizedAnswer
 from axolotl_aot.scoring.scorer import score_sequences
+from axolotl_aot.trained.run_config import sequences_at_once
 from axolotl_aot.trained.weights import kind_of, matmul_dtype, nothing_in, warn_of_another_base
 
 LOG = get_logger(__name__)
@@ -56,7 +57,7 @@ def score_models(
     ask: is given each model's name and the model, once it is scored; the base model first.
     """
     common = {
-        "sequences_at_once": cfg.eval_batch_size or cfg.micro_batch_size,
+        "sequences_at_once": sequences_at_once(cfg),
         "matmul_dtype": matmul_dtype(cfg),
         "padding_free": config.settings(cfg).aot_padding_free,
     }

@@ -33,7 +33,8 @@ def padded(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -
 
 def packed(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Layout:
     """All sequences in one row without padding, told apart by positions that begin again at 0."""
-    return _rows(input_ids, attention_mask, completion_mask, width=int(attention_mask.sum()))
+    lengths = _sequence_lengths(attention_mask)
+    return _rows(input_ids, attention_mask, completion_mask, lengths, width=sum(lengths))
 
 
 def packed_with_lengths(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Layout:
@@ -42,14 +43,15 @@ def packed_with_lengths(input_ids: Tensor, attention_mask: Tensor, completion_ma
     Otherwise each layer would find them in the positions again, and flash attention 4 would not take what it
     finds: the longest length as a tensor.
     """
-    layout = packed(input_ids, attention_mask, completion_mask)
-    lengths = sorted(attention_mask.sum(dim=1).tolist(), reverse=True)  # as they lie in the row
-    ends = torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32, device=input_ids.device)
+    lengths = _sequence_lengths(attention_mask)
+    layout = _rows(input_ids, attention_mask, completion_mask, lengths, width=sum(lengths))
+    starts = accumulate(sorted(lengths, reverse=True), initial=0)  # as they lie in the row
+    ends = torch.tensor(list(starts), dtype=torch.int32, device=input_ids.device)
     given = {
         "cu_seq_lens_q": ends,
         "cu_seq_lens_k": ends,
-        "max_length_q": lengths[0],
-        "max_length_k": lengths[0],
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
     }
     return layout._replace(inputs={**layout.inputs, **given})
 
@@ -59,19 +61,27 @@ def binned(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -
 
     For attention that looks at all pairs of a row's tokens, which one long row would make expensive.
     """
-    return _rows(input_ids, attention_mask, completion_mask, width=int(attention_mask.sum(dim=1).max()))
+    lengths = _sequence_lengths(attention_mask)
+    return _rows(input_ids, attention_mask, completion_mask, lengths, width=max(lengths))
 
 
-def _rows(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, width: int) -> Layout:
-    """Sequences in rows of this width. What is left of a row goes on with its last sequence's positions,
-    which come after all that counts.
+def _sequence_lengths(attention_mask: Tensor) -> list[int]:
+    """Tokens of each sequence; on a GPU Python waits for them."""
+    return attention_mask.sum(dim=1).tolist()
+
+
+def _rows(
+    input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, lengths: list[int], width: int
+) -> Layout:
+    """Sequences of these lengths in rows of this width. What is left of a row goes on with its last
+    sequence's positions, which come after all that counts.
 
     There must be no attention mask: with one, transformers does not tell the sequences apart.
     """
-    bins = first_fit(attention_mask.sum(dim=1).tolist(), width)
+    bins = first_fit(lengths, width)
     row = torch.tensor([row for row, _ in bins], device=input_ids.device)
     start = torch.tensor([start for _, start in bins], device=input_ids.device)
-    count = 1 + int(row.max())
+    count = 1 + max(number for number, _ in bins)
     real = attention_mask.bool()
     place = (row * width + start)[:, None] + attention_mask.cumsum(dim=1) - 1
     ids = input_ids.new_zeros(count * width).index_put((place[real],), input_ids[real])

@@ -127,6 +127,11 @@ def load_without_training(cfg: dict[str, Any], out: Path) -> DictDefault:
     return loaded
 
 
+def sequences_at_once(cfg: DictDefault) -> int:
+    """How many sequences the YAML has evaluated at once, and so surely fit into memory."""
+    return cfg.eval_batch_size or cfg.micro_batch_size
+
+
 def trained_by(raw: dict[str, Any]) -> Path:
     """Where a run's own result is: in `output_dir`, or where AOT's `lora_model_dir` says, if there is none.
 
